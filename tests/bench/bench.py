@@ -15,7 +15,8 @@ namespace of their own. The loads:
   chat, keys   the same, POST of 10 KB of JSON: long texts, many members
   push         uploads of 200 MB, as git pushes, by two curls
   far          an origin 30 ms away, and a new curl for each request: a ratio by rate of
-               2.2 is 0.45 of the time
+               2.2 is 0.45 of the time. "20 GETs" are one curl, as an installer of
+               packages is
 
 --load measures one of them alone, --only the variants whose names match. --parts
 measures each part of the configuration too: requests that use it, and requests that do
@@ -72,6 +73,7 @@ LOADS = HTTP, KEPT_ALIVE, FRESH, FAR, CHAT, KEYS, PUSH = (
     "push",
 )
 POSTS = (CHAT, KEYS, PUSH)
+MANY, MANY_PLAIN = "20 GETs", "20 GETs by http"  # to the far origin
 PUSHED = "application/x-git-receive-pack-request"
 SINK = "203.0.113.12"  # reads uploads, and answers when they have come
 NAMES = {ORIGIN: (HOST, USED), SINK: (PUSHES,), FAR_ORIGIN: (FAR_SHARED, FAR_OWN)}
@@ -268,6 +270,12 @@ RATIOS: tuple[
     (FAR, "GET, shared", "GET, direct", 1 / 0.45),
     (FAR, "GET, own", "GET, direct", 1 / 1.06),
     (FAR, "GET, walkthrough", "GET, direct", None),
+    *(
+        (FAR, f"{load}, {kind}", f"{load}, {than}", None)
+        for load in (MANY, MANY_PLAIN)
+        for kind, than in (("own", "direct"), ("shared", "direct"), ("own", "shared"))
+    ),
+    (FAR, "GET, own", "GET, shared", None),
     (FAR, "POST, own", "POST, direct", 1 / 1.06),
     (HTTP, "bodies", "host scope", None),
     *(
@@ -411,6 +419,11 @@ def far_runs(base: Running) -> Iterator[Running]:
         )
         yield replace(base, name=f"{method}, own", host=FAR_OWN, method=method)
     yield replace(base, name="GET, shared", host=FAR_SHARED)
+    for name in (MANY, MANY_PLAIN):
+        direct = replace(base, name=f"{name}, direct", host=FAR_OWN, processes=())
+        yield replace(direct, scheme="")
+        yield replace(base, name=f"{name}, own", host=FAR_OWN)
+        yield replace(base, name=f"{name}, shared", host=FAR_SHARED)
 
 
 def part_runs(base: Running) -> Iterator[Running]:
@@ -473,9 +486,11 @@ def figures_of(running: Running, seconds: int, folder: Path) -> dict[str, float]
 
 
 def curl(running: Running, folder: Path) -> list[str]:
-    """Return the command of one request to the far origin; a proxy without a scheme is
+    """Return the command of one client of the far origin; a proxy without a scheme is
     none.
     """
+    scheme = "http" if running.name.startswith(MANY_PLAIN) else "https"
+    path = "/a/[1-20]" if running.name.startswith(MANY) else "/a/0"
     # `ip netns exec` takes as long as the request
     inside = (
         "nsenter",
@@ -488,8 +503,8 @@ def curl(running: Running, folder: Path) -> list[str]:
         "-o",
         "/dev/null",
         "-w",
-        "%{http_code}",
-        f"https://{running.host}/a/0",
+        "%{http_code}\\n",
+        f"{scheme}://{running.host}{path}",
     ]
     command += ["-d", "x=1"] if running.method == "POST" else []
     if not running.scheme:
@@ -497,6 +512,8 @@ def curl(running: Running, folder: Path) -> list[str]:
             *command,
             "--resolve",
             f"{running.host}:443:{FAR_ORIGIN}",
+            "--resolve",
+            f"{running.host}:80:{FAR_ORIGIN}",
             "--cacert",
             str(folder / "origin.crt"),
         ]

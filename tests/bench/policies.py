@@ -34,16 +34,16 @@ def _credential(host: str, form: str) -> str:
 
 
 HOST_SCOPE: Final = _policy()
-SHARED: Final = _policy(host=", methods: [GET, HEAD]")
+_SHARED: Final = ", methods: [GET, HEAD], connections: shared"
+SHARED: Final = _policy(host=_SHARED)
 REQUEST_SCOPE: Final = _policy(host=", paths: [/acme/**, /a/**]")
 INJECTION: Final = _policy(more=_credential(HOST, "bearer: key"))
 FAR: Final = (
     _policy()
-    + f"  - {{name: far-shared, action: allow, hosts: [{FAR_SHARED}], methods: [GET, HEAD]}}\n"
+    + f"  - {{name: far-shared, action: allow, hosts: [{FAR_SHARED}]{_SHARED}}}\n"
     + f"  - {{name: far-own, action: allow, hosts: [{FAR_OWN}]}}\n"
 )
-# Every request to `HOST` is covered: a GET by the deny, a POST by the first two. PUT
-# keeps the part `shared` away, as in `HOST_SCOPE`.
+# Every request to `HOST` is covered: a GET by the deny, a POST by the first two.
 BODIES: Final = _policy().replace(
     f"  - {{name: host, action: allow, hosts: [{HOST}]}}\n",
     f"""\
@@ -72,7 +72,7 @@ PARTS: Final = {
     "rewrites (parameters)": _policy(
         more=_credential(USED, 'parameters: {key: "{key}"}')
     ),
-    "shared": _policy(used=", methods: [GET, HEAD]"),
+    "shared": _policy(used=_SHARED),
     "single": _policy(used=", connections: single"),
     "strip": _policy(used=", strip: [X-Debug]"),
     "upstreams": _policy(

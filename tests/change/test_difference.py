@@ -904,6 +904,11 @@ def test_within_a_ceiling_less_may_be_open(
             id="connections",
         ),
         pytest.param(
+            ALLOW.replace("hosts", "methods: [GET], hosts"),
+            ALLOW.replace("hosts", "methods: [GET], connections: shared, hosts"),
+            id="shared connections",
+        ),
+        pytest.param(
             DENY, DENY.replace("deny", "ask"), id="what a rule denies is asked about"
         ),
         pytest.param(POST, MIRRORED, id="rewrite"),

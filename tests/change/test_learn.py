@@ -304,7 +304,7 @@ def test_a_preset_takes_the_place_of_rules_for_the_clients_that_used_it() -> Non
         presets=True,
     )
     assert [(one.name, one.clients, one.evidence.count) for one in draft.presets] == [
-        ("pypi@1", (ONE, TWO), 3)
+        ("pypi@2", (ONE, TWO), 3)
     ]
     assert [rule.hosts for rule in draft.rules] == [("a.example",)]
     policy = loaded(draft)
@@ -319,7 +319,7 @@ def test_what_a_preset_does_not_allow_is_a_rule_beside_it() -> None:
         use(ONE, "POST", "https://pypi.org/upload"),
     ]
     draft = learned(uses, presets=True)
-    assert [preset.name for preset in draft.presets] == ["pypi@1"]
+    assert [preset.name for preset in draft.presets] == ["pypi@2"]
     assert [opened(rule)[1:] for rule in draft.rules] == [
         (("pypi.org",), ("POST",), ("/upload",))
     ]
@@ -466,7 +466,7 @@ def test_another_client_speaks_for_what_its_own_pattern_covers() -> None:
 def test_a_preset_that_one_client_used_is_listed_where_two_are_asked_for() -> None:
     draft = learned(gets(ONE, "pypi.org/simple/six/"), presets=True, clients=2)
     assert draft.presets == ()
-    assert reasons(draft) == {Unproposed.FEW_CLIENTS: [("", "preset pypi@1", 1)]}
+    assert reasons(draft) == {Unproposed.FEW_CLIENTS: [("", "preset pypi@2", 1)]}
 
 
 # --- clients --------------------------------------------------------------------------
@@ -840,7 +840,7 @@ def test_queries_count_only_where_a_preset_depends_on_them(folder: Path) -> None
         {"url": push},
     )
     draft = drafted(log(folder, *records))
-    assert [preset["preset"] for preset in draft["presets"]] == ["github-read@1"]
+    assert [preset["preset"] for preset in draft["presets"]] == ["github-read@2"]
     assert [
         (rule["hosts"], rule["paths"], rule["requests"]) for rule in draft["rules"]
     ] == [

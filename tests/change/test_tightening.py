@@ -259,7 +259,7 @@ CLIENTS = (
 )
 UNUSED = f"""
 {CLIENTS}lists: {{block: {{file: block.txt}}}}
-presets: [npm@1]
+presets: [npm@2]
 rules:
   - {{name: no-x, action: deny, hosts: [api.example], paths: [/x]}}
   - {{name: blocked, action: deny, lists: [block]}}
@@ -313,7 +313,7 @@ def test_what_nobody_used_goes_or_is_kept_for_a_reason(
         ("list", "block"),
         ("credential", "key"),
         ("rewrite", "mirror"),
-        ("preset", "npm@1"),
+        ("preset", "npm@2"),
         ("grant", "g-new"),
         ("lapsed-grant", "g-old"),
     ]

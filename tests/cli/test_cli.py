@@ -464,7 +464,7 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
         f"rule         api ({policy}/policy.yaml:6)",
         f"credential   api: Authorization ({policy}/policy.yaml:12)",
         f"secret       token: file {policy}/token",
-        "connection   one of the tunnel's own, because for this host the rule posts allows POST",
+        "connection   one of the tunnel's own, because for this host the rule posts does not have connections: shared",
         "resolved     later, by Squid: it denies the request as private-address if an address of api.example is "
         "private (private: true on the rule api would allow it)",
         f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods "
@@ -623,7 +623,7 @@ def test_explain_says_of_a_draft_what_squid_gets_with_it(tmp_path: Path) -> None
 def test_explain_says_whether_connections_are_shared_on_this_gateway(
     tmp_path: Path,
 ) -> None:
-    text = "rules: [{name: a, action: allow, hosts: [a.example], methods: [GET]}]\n"
+    text = "rules: [{name: a, action: allow, hosts: [a.example], methods: [GET], connections: shared}]\n"
     draft, fragment = (
         write_policy(tmp_path / "draft", text),
         tmp_path / "squidkeeper.conf",
@@ -652,7 +652,7 @@ def test_explain_says_whether_connections_are_shared_on_this_gateway(
         "shared with other clients",
         "unless install.sh was given --bump documented or --upstream",
     )
-    why = "because for this host no method with a body is allowed"
+    why = "because for this host each rule has connections: shared"
     assert said(installed, "core,shared") == (f"{shared}, {why}", "shared")
     assert said(draft, "core") == (f"{shared}, {unless}, {why}", "shared")
     line, mode = said(installed, "core")

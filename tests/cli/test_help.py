@@ -183,7 +183,11 @@ def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("line", "word"),
-    [("pre", "preset"), ("explain --cl", "--client"), ("preset show np", "npm@1")],
+    [
+        ("pre", "preset"),
+        ("explain --cl", "--client"),
+        ("preset show an", "anthropic@1"),
+    ],
 )
 def test_bash_completes(tmp_path: Path, line: str, word: str) -> None:
     (tmp_path / "script").write_text(shell_files(ROOT)["bash"])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.policy.presets import preset_names
+from squidkeeper.change.learning.uses import newest_presets
 from squidkeeper.policy.presets.summary import PresetSummary, ShippedRule, summarize
 
 _BEGIN, _END = "<!-- rendered: presets -->\n", "<!-- end -->"
@@ -17,10 +17,13 @@ _SECTION: Final = re.compile(f"(?<={_BEGIN}).*?(?={_END})", re.DOTALL)
 
 
 def render(text: str) -> str:
-    """Render the table of a document again, and leave all else as it is."""
+    """Render the table of a document again, and leave all else as it is.
+
+    It has the newest version of each preset.
+    """
     table = "".join(
         f"{line}\n"
-        for name in sorted(preset_names())
+        for name in sorted(newest_presets())
         for line in _lines(summarize(name))
     )
     return _SECTION.sub(lambda _: table, text)

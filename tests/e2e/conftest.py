@@ -293,12 +293,12 @@ def services(
     go: GoServices, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Service]:
     return {
-        "pypi@1": registries.pypi(),
-        "npm@1": registries.npm(),
-        "debian@1": registries.debian(tmp_path_factory.mktemp("debian")),
-        "crates@1": registries.crates(),
-        "go@1": go.service,
-        "github-read@1": registries.github(tmp_path_factory.mktemp("github")),
+        "pypi@2": registries.pypi(),
+        "npm@2": registries.npm(),
+        "debian@2": registries.debian(tmp_path_factory.mktemp("debian")),
+        "crates@2": registries.crates(),
+        "go@2": go.service,
+        "github-read@2": registries.github(tmp_path_factory.mktemp("github")),
         "anthropic@1": registries.anthropic(),
         "openai@1": registries.openai(),
     }

@@ -76,7 +76,7 @@ def _sdk(module: str, client: str, body: str) -> str:
 
 CLIENTS = (
     PresetClient(
-        preset="pypi@1",
+        preset="pypi@2",
         name="pip",
         tried="`pip install`",
         fetch=f'pip3 install {_PIP} --target "$TMP/lib" sample && cat "$TMP/lib/sample.py"',
@@ -86,7 +86,7 @@ CLIENTS = (
         denied=frozenset({"POST https://upload.pypi.org/legacy/"}),
     ),
     PresetClient(
-        preset="pypi@1",
+        preset="pypi@2",
         name="uv",
         tried="`uv pip install`",
         fetch='uv pip install --no-cache --no-config --target "$TMP/lib" --default-index https://pypi.org/simple '
@@ -98,7 +98,7 @@ CLIENTS = (
         denied=frozenset({"POST https://upload.pypi.org/legacy/"}),
     ),
     PresetClient(
-        preset="npm@1",
+        preset="npm@2",
         name="npm",
         tried="`npm install` with its audit",
         fetch=f"{_NPM} npm install {_NPM_OPTIONS} --audit @acme/sample && cat node_modules/@acme/sample/index.js",
@@ -109,7 +109,7 @@ CLIENTS = (
     ),
     *(
         PresetClient(
-            preset="debian@1",
+            preset="debian@2",
             name=f"apt by {scheme}",
             tried="`apt update`, `apt install`",
             fetch=_APT.replace("SCHEME", scheme),
@@ -121,7 +121,7 @@ CLIENTS = (
         for scheme in ("http", "https")
     ),
     PresetClient(
-        preset="crates@1",
+        preset="crates@2",
         name="cargo",
         tried="`cargo add`, `cargo fetch`",
         fetch=f"{_CARGO} cargo add -q sample && cargo fetch && ls $CARGO_HOME/registry/src/*/",
@@ -131,7 +131,7 @@ CLIENTS = (
         denied=frozenset({"PUT https://crates.io/api/v1/crates/new"}),
     ),
     PresetClient(
-        preset="go@1",
+        preset="go@2",
         name="go",
         tried="`go get`, verified by the checksum database",
         fetch=f'{_GO} go get example.com/sample@v1.0.0 && cat "$GOPATH/pkg/mod/example.com/sample@v1.0.0/sample.go"',
@@ -143,7 +143,7 @@ CLIENTS = (
         ),
     ),
     PresetClient(
-        preset="github-read@1",
+        preset="github-read@2",
         name="git",
         tried="`git clone`, `git fetch`",
         fetch='cd "$TMP" && git clone -q https://github.com/acme/app.git && git -C app fetch && cat app/README.md',
@@ -156,7 +156,7 @@ CLIENTS = (
         ),
     ),
     PresetClient(
-        preset="github-read@1",
+        preset="github-read@2",
         name="curl",
         tried="an archive, a file, the asset of a release, the REST API",
         fetch="for path in github.com/acme/app/archive/refs/heads/main.tar.gz api.github.com/repos/acme/app "

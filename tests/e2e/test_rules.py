@@ -38,7 +38,7 @@ rules:
   - {name: internal, action: allow, hosts: [internal.example, 10.0.0.5], private: true}
   - {name: by-number, action: allow, hosts: [203.0.113.0/24, "2001:db8::/32", 127.0.0.0/8, "::1", 10.1.0.0/16]}
   - {name: by-name, action: allow, hosts: [.rebind.example]}
-presets: [pypi@1, {preset: npm@1, clients: [builders]}]
+presets: [pypi@2, {preset: npm@2, clients: [builders]}]
 """
 
 
@@ -86,7 +86,7 @@ ALLOWED = [
     ("http://203.0.113.20/", "by-number"),
     ("http://[2001:db8::10]/", "by-number"),
     ("http://10.0.0.5/", "internal"),
-    ("https://pypi.org/simple/sample/", "pypi@1/index"),
+    ("https://pypi.org/simple/sample/", "pypi@2/index"),
 ]
 
 

@@ -194,6 +194,43 @@ def test_what_has_no_effect_is_shown_where_it_is_defined(
     assert warnings(directory, text) == [f"policy.yaml:{one}" for one in expected]
 
 
+SHARES = "{name: read, action: allow, hosts: [.a.example], methods: [GET], connections: shared}"
+TWO_CLIENTS = "clients: {vm: {networks: [192.0.2.1]}, other: {networks: [192.0.2.2]}}\n"
+BESIDE_IT = {
+    f"rules: [{SHARES}]": "",
+    f"rules: [{SHARES}]\ndefaults: {{action: allow}}": "the default allows or asks",
+    f"rules: [{SHARES}, {{name: up, action: allow, hosts: [up.a.example]}}]": "the rule 'up' (2:96)",
+    f"rules: [{SHARES}, {{name: up, action: allow, hosts: [a.example], methods: [GET]}}]": "",
+    f"rules: [{{name: up, action: allow, hosts: [a.example], methods: [GET]}}, {SHARES}]": "the rule 'up' (2:9)",
+    f"rules: [{SHARES}, {{name: up, action: allow, hosts: [b.example]}}]": "",
+    f"{TWO_CLIENTS}rules: [{SHARES}, {{name: up, action: allow, hosts: [a.example], clients: [vm]}}]": "",
+    f"{TWO_CLIENTS}rules: [{SHARES}, {{name: up, action: ask, hosts: [a.example], clients: [vm]}}]": (
+        "the ask 'up' (3:96)"
+    ),
+    f"rules: [{SHARES}]\nrewrites: [{{name: w, hosts: [b.example], to: 'https://x.a.example/'}}]": (
+        "the rewrite 'w' (3:12)"
+    ),
+    f"rules: [{SHARES}]\nsecrets: {{s: {{env: S}}}}\n"
+    "credentials: [{name: c, hosts: [a.example], bearer: s}]": "the credential 'c' (4:15)",
+    f"rules: [{SHARES}]\nupstreams: [{{name: up, url: 'http://p.example:3128'}}]": "the upstream 'up' (3:13)",
+    "presets: [pypi@2]\ndefaults: {action: allow}": "",  # which others have written
+}
+
+
+@pytest.mark.parametrize("text", BESIDE_IT)
+def test_what_keeps_clients_from_sharing_is_shown_at_the_rule_that_says_shared(
+    directory: Path, text: str
+) -> None:
+    found = [one for one in warnings(directory, text) if "[not-shared]" in one]
+    expected = BESIDE_IT[text].replace("(", "(policy.yaml:")
+    assert [
+        one.partition("share none: ")[2]
+        .removesuffix(" [not-shared]")
+        .removesuffix(" is for some of its hosts")
+        for one in found
+    ] == ([expected] if expected else [])
+
+
 def test_a_lapsed_rule_is_shown(directory: Path) -> None:
     text = "rules: [{name: r, action: allow, expires: 2026-11-24T12:00:00Z}]\n"
     expected = "policy.yaml:2:9: rule 'r' lapsed at 2026-11-24T12:00:00+00:00 and no longer matches [rule-lapsed]"

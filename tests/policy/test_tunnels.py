@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from squidkeeper.policy.engine import (
     mode_in_force,
 )
 from squidkeeper.policy.language.methods import BODILESS
-from squidkeeper.policy.language.model import Action
+from squidkeeper.policy.language.model import Action, Rule
 from squidkeeper.policy.protocol.request import (
     Request,
     TunnelMode,
@@ -42,7 +43,11 @@ from .test_engine_properties import (
     rewrites,
 )
 
-READ = "{name: read, action: allow, hosts: [a.example], methods: [GET, HEAD]}"
+READ = (
+    "{name: read, action: allow, hosts: [a.example], methods: [GET, HEAD],"
+    " connections: shared}"
+)
+WORDLESS = READ.replace("connections: shared", "private: false")
 POST = "{name: post, action: allow, hosts: [a.example], methods: [POST], paths: [/up]}"
 
 
@@ -59,18 +64,31 @@ def mode_of(
     return decision.mode, decision.outlook.mode_reason
 
 
-SHARED = "shared: no method with a body is allowed"
+SHARED = "shared: each rule has connections: shared"
+OWN = "own: the rule {} does not have connections: shared"
 OTHER = "clients: {other: {networks: [198.51.100.0/24]}}\n"
 TABLE = {
     f"rules: [{READ}]": SHARED,
-    f"rules: [{READ}, {POST}]": "own: the rule post allows POST",
+    f"rules: [{WORDLESS}]": OWN.format("read"),
+    f"rules: [{READ[:-1]}, paths: [/a/**]}}]": SHARED,
+    f"rules: [{READ}, {POST}]": OWN.format("post"),
     f"rules: [{{name: none, action: deny, hosts: [a.example], methods: [POST]}}, {READ}, {POST}]": SHARED,
     f"rules: [{{name: none, action: deny, hosts: [a.example], methods: [POST], paths: [/x]}}, {READ}, {POST}]": (
-        "own: the rule post allows POST"
+        OWN.format("post")
     ),
-    "rules: [{name: all, action: allow, hosts: [a.example]}]": "own: the rule all allows every method",
+    "rules: [{name: all, action: allow, hosts: [a.example]}]": OWN.format("all"),
     "rules: [{name: none, action: deny, hosts: [a.example], methods: [POST]},"
-    " {name: all, action: allow, hosts: [a.example]}]": "own: the rule all allows every method",
+    " {name: all, action: allow, hosts: [a.example]}]": OWN.format("all"),
+    f"rules: [{WORDLESS[:-1]}, paths: [/x]}}, {READ.replace('read', 'below')}]": (
+        OWN.format("read")
+    ),
+    f"rules: [{READ}, {WORDLESS.replace('read', 'below')}]": SHARED,
+    f"rules: [{READ[:-1]}, paths: [/x]}}, {WORDLESS.replace('read', 'below')}]": (
+        OWN.format("below")
+    ),
+    f"rules: [{READ}, {{name: see, action: allow, observe: true, hosts: [a.example]}}]": (
+        SHARED
+    ),
     f"rules: [{READ}]\ndefaults: {{action: allow}}": "own: the default allows every method",
     f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example]}}, {POST}]": SHARED,
     f"rules: [{READ}, {{name: none, action: deny, hosts: [a.example]}}, {POST[:-1]}, websocket: true}}]": SHARED,
@@ -87,11 +105,8 @@ TABLE = {
         "own: a rewrite is for this host, or leads to it"
     ),
     f"rules: [{READ}]\nrewrites: [{{name: w, hosts: [c.example], to: 'https://b.example/x'}}]": SHARED,
-    f"rules: [{READ[:-1]}, private: true}}]": "own: the rule read has private: true",
-    f"rules: [{READ[:-1]}, websocket: true}}]": "own: the rule read has websocket: true",
-    f"rules: [{READ[:-1]}, connections: own}}]": "own: the rule read has connections: own",
-    f"rules: [{READ[:-1]}, connections: single}}]": "own: the rule read has connections: single",
-    f"rules: [{READ[:-1]}, connections: shared}}]": SHARED,
+    f"rules: [{READ.replace('shared', 'own')}]": OWN.format("read"),
+    f"rules: [{READ.replace('shared', 'single')}]": OWN.format("read"),
     f"clients: {{vms: {{networks: [192.0.2.0/24], connections: own}}}}\nrules: [{READ}]": (
         "own: the client vms has connections: own"
     ),
@@ -102,11 +117,13 @@ TABLE = {
         "own: the upstream default may be a parent proxy"
     ),
     f"rules: [{READ}]\nupstreams: [{{name: out, direct: true}}]": SHARED,
-    "rules: [{name: p, action: allow, hosts: [a.example], tls: passthrough}]": "own: the rule p allows every method",
+    "rules: [{name: p, action: allow, hosts: [a.example], tls: passthrough}]": OWN.format(
+        "p"
+    ),
     f"rules: [{READ}]\nsecrets: {{s: {{file: s}}}}\n"
     "credentials: [{name: c, hosts: [a.example], bearer: s}]": "own: the credential c may be injected",
     f"rules: [{READ}]\ngrants: [{{name: g, any_client: true, hosts: [a.example], methods: [PUT], reason: x,"
-    " expires: 2027-01-01T00:00:00Z}]": "own: the rule g allows PUT",
+    " expires: 2027-01-01T00:00:00Z}]": OWN.format("g"),
     f"rules: [{READ[:-1]}, ports: [443]}}]": "own: the rule read allows plain http on this port",
     f"rules: [{READ[:-1]}, ports: [443], schemes: [https]}}]": SHARED,
     f"{OTHER}rules: [{READ}, {{name: odd, action: allow, hosts: [a.example], clients: [other], ports: [443]}}]": (
@@ -121,7 +138,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("text", "expected"), TABLE.items(), ids=range(len(TABLE)))
-def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(
+def test_a_tunnel_is_shared_only_where_each_rule_says_so(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     mode, reason = mode_of(compiled_of(tmp_path, text))
@@ -132,9 +149,14 @@ def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(
     ("text", "expected"),
     [
         (f"rules: [{READ}]", "shared"),
+        (f"rules: [{WORDLESS}]", "own"),
         (
             f"rules: [{READ}, {{name: tls, action: allow, hosts: [a.example], schemes: [https]}}]",
             "shared",
+        ),
+        (
+            f"{OTHER}rules: [{READ}, {WORDLESS.replace('read', 'too')[:-1]}, clients: [other]}}]",
+            "own",
         ),
         (
             f"{OTHER}rules: [{READ}, {{name: up, action: allow, hosts: [a.example], clients: [other]}}]",
@@ -148,42 +170,46 @@ def test_a_tunnel_is_shared_only_where_nothing_with_a_body_is_allowed(
     ],
     ids=[
         "read",
+        "without the word",
         "bodies over https",
+        "another client without the word",
         "bodies of another client",
         "bodies of another client by the default",
     ],
 )
-def test_plain_http_shares_connections_only_where_no_client_may_send_a_body(
+def test_plain_http_shares_connections_only_where_each_rule_of_each_client_says_so(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     assert mode_of(compiled_of(tmp_path, text), scheme="http")[0] == expected
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
     ("preset", "host"),
     [
-        ("pypi@1", "pypi.org"),
-        ("pypi@1", "files.pythonhosted.org"),
-        ("debian@1", "deb.debian.org"),
-        ("crates@1", "index.crates.io"),
-        ("crates@1", "static.crates.io"),
-        ("go@1", "proxy.golang.org"),
+        ("pypi", "pypi.org"),
+        ("pypi", "files.pythonhosted.org"),
+        ("debian", "deb.debian.org"),
+        ("debian", "security.debian.org"),
+        ("crates", "index.crates.io"),
+        ("crates", "static.crates.io"),
+        ("go", "proxy.golang.org"),
+        ("go", "sum.golang.org"),
+        ("github-read", "raw.githubusercontent.com"),
     ],
 )
-def test_presets_of_packages_are_shared_as_they_stand(
-    tmp_path: Path, preset: str, host: str
+def test_presets_of_packages_share_from_their_second_version_on(
+    tmp_path: Path, preset: str, host: str, version: int
 ) -> None:
-    assert (
-        mode_of(compiled_of(tmp_path, f"presets: [{{preset: {preset}}}]"), host)[0]
-        == "shared"
-    )
+    policy = compiled_of(tmp_path, f"presets: [{preset}@{version}]")
+    assert mode_of(policy, host)[0] == ("own", "shared")[version - 1]
 
 
 def test_npm_is_shared_without_its_audit(tmp_path: Path) -> None:
-    npm = "presets: [{preset: npm@1}]"
+    npm = "presets: [{preset: npm@2}]"
     assert mode_of(compiled_of(tmp_path, npm), "registry.npmjs.org") == (
         "own",
-        "the rule npm@1/audit allows POST",
+        "the rule npm@2/audit does not have connections: shared",
     )
     deny = "rules: [{name: no-audit, action: deny, hosts: [registry.npmjs.org], methods: [POST]}]"
     assert (
@@ -293,15 +319,25 @@ RARELY = st.sampled_from([False] * 9 + [True])
         min_size=4,
         max_size=8,
     ),
+    st.sets(st.sampled_from(range(4)), max_size=1),
 )
-def test_nothing_else_than_the_three_methods_is_allowed_where_connections_are_shared(
+def test_nothing_but_what_rules_share_is_allowed_where_connections_are_shared(
     drawn: Drawn,
     default: Action,
     rewritten: DrawnRewrites,
     injected: DrawnCredentials,
     asked: list[tuple[str, str, str]],
+    wordless: set[int],
 ) -> None:
-    policy = CompiledPolicy(policy_of(drawn, default, rewritten, injected))
+    without = policy_of(drawn, default, rewritten, injected)
+    rules = tuple(
+        replace(rule, connections="shared")
+        if place not in wordless and _can_share(rule)
+        else rule
+        for place, rule in enumerate(without.rules)
+    )
+    policy = CompiledPolicy(replace(without, rules=rules))
+    words = {rule.name: rule.connections for rule in policy.source.rules_and_grants}
     sources = [network.partition("/")[0][:-1] + "1" for network in CLIENTS.values()]
     for scheme, (method, host, port) in (
         (scheme, tunnel) for scheme in ("https", "http") for tunnel in asked
@@ -312,7 +348,7 @@ def test_nothing_else_than_the_three_methods_is_allowed_where_connections_are_sh
             for source in sources
             if _mode(policy, source, scheme, host, number) is TunnelMode.SHARED
         ]
-        # over plain http, no client may send a body
+        # over plain http, nothing else is allowed to any client
         everyone = sources if scheme == "http" and shared else shared
         for source in everyone:
             for path in ("/", "/x", "/x/s", "/s?q=1"):
@@ -323,12 +359,24 @@ def test_nothing_else_than_the_three_methods_is_allowed_where_connections_are_sh
                 )
                 decision = decide(policy, policy.match(request), NOW)
                 assert method in BODILESS or not (decision.allowed or decision.asks)
+                assert not decision.allowed or words[decision.rule] == "shared"
                 if source in shared and decision.allowed:
                     assert (
                         decision.credentials,
                         decision.rewritten,
                         decision.private,
                     ) == ((), None, False)
+
+
+def _can_share(rule: Rule) -> bool:
+    """Whether `check` lets a rule say that it shares."""
+    return (
+        rule.action is Action.ALLOW
+        and rule.match.hosts is not None
+        and rule.match.methods is not None
+        and rule.match.methods <= BODILESS
+        and not (rule.private or rule.websocket or rule.passthrough)
+    )
 
 
 def _mode(

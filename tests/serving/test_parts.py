@@ -43,6 +43,10 @@ NEEDS = {
     "rules: [{name: a, action: allow, hosts: [a.example], paths: [/x], connections: single}]": {
         Part.SINGLE
     },
+    "rules: [{name: a, action: allow, hosts: [a.example], methods: [GET], connections: shared}]": {
+        Part.SHARED
+    },
+    "rules: [{name: a, action: allow, hosts: [a.example], methods: [GET]}]": set(),
     "rules: [{name: a, action: allow, hosts: [a.example], paths: [/x], body: {json: {/x: 1}}}]": {
         Part.BODIES
     },
@@ -90,7 +94,7 @@ def test_a_policy_needs_the_parts_of_what_it_uses_and_no_others(
     text: str, tmp_path: Path
 ) -> None:
     policy = policy_of(tmp_path, text)
-    assert needed_keys(policy) - ALWAYS - {Part.SHARED} == NEEDS[text]
+    assert needed_keys(policy) - ALWAYS == NEEDS[text]
 
 
 def test_each_part_is_a_file_that_the_core_includes_and_has_its_condition() -> None:

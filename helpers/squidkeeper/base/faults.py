@@ -88,6 +88,7 @@ class FaultCode(StrEnum):
     OBSERVING_DEFAULT = "observing-default"
     UNUSED = "unused"
     NEVER_SENT = "never-sent"
+    NOT_SHARED = "not-shared"
     RESOLVED_UPSTREAM = "resolved-upstream"
     REWRITE_UPSTREAM = "rewrite-upstream"
     ANY_CLIENT = "any-client"

@@ -22,7 +22,7 @@ def _matching(
 def preset() -> None:
     """Show the presets: rules that are shipped with squidkeeper.
 
-    A policy takes them by name: presets: [npm@1].
+    A policy takes them by name: presets: [npm@2].
     """
 
 

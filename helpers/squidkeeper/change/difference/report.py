@@ -332,7 +332,7 @@ def _deniers(rules: Iterable[BodyRule]) -> set[BodyRule]:
     return {rule for rule in rules if not rule.observes and rule.verdict != "allow"}
 
 
-_STRICTER = {None: 0, "shared": 0, "own": 1, "single": 2}  # of connections to origins
+_STRICTER = {"shared": 0, None: 1, "own": 1, "single": 2}  # of connections to origins
 # Of the other changes, when one only closes. A redirect is a new request, which is
 # judged like any other.
 _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {

@@ -195,7 +195,7 @@ class CompiledPolicy:
         self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
         if self._reads_bodies:  # whether a body is of git or MCP depends on the method
             self._methods |= {"POST", "DELETE"}
-        self.methods_with_bodies = (*sorted(self._methods - BODILESS), _OTHER_METHOD)
+        self.every_method = (*sorted(self._methods | BODILESS), _OTHER_METHOD)
         self.own_clients = frozenset(
             client.name for client in policy.clients if client.connections is not None
         )

@@ -1,8 +1,8 @@
 """Which connection to the origin a tunnel takes: its mode, and why.
 
-Clients share connections only where no client can send a body on one. An origin that
-ignores a body takes it for the next request on the connection, which is then another
-client's.
+Clients share connections only where each rule says so, and where no client can send a
+body on one. An origin that writes more than its answer, or ignores a body, gives one
+client what is for another.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.policy.engine.decision import Decision, deny
 from squidkeeper.policy.engine.fields import holds_for_host
-from squidkeeper.policy.language.methods import BODILESS
 from squidkeeper.policy.language.model import DIRECT, Action, HostFacts, Policy, Rule
+from squidkeeper.policy.language.sharing import SHARED
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode
 
 if TYPE_CHECKING:
@@ -37,18 +37,8 @@ class TunnelUse(NamedTuple):
 
 
 def may_share(policy: Policy) -> bool:
-    """Whether a host may be shared: whether a rule allows nothing but methods without a
-    body.
-    """
-    allows = (
-        rule
-        for rule in policy.rules
-        if rule.action is Action.ALLOW and not rule.observe
-    )
-    return any(
-        rule.match.methods is not None and rule.match.methods <= BODILESS
-        for rule in allows
-    )
+    """Whether a host may be shared: whether a rule says so."""
+    return any(rule.connections == SHARED for rule in policy.rules)
 
 
 def mode_in_force(decision: Decision, *, shares: bool) -> TunnelMode:
@@ -99,7 +89,7 @@ def tunnel_use(
     obstacle = next(_obstacles(policy, facts, candidates, now), None)
     if obstacle is not None:
         return TunnelUse(TunnelMode.OWN, obstacle)
-    return TunnelUse(TunnelMode.SHARED, "no method with a body is allowed")
+    return TunnelUse(TunnelMode.SHARED, "each rule has connections: shared")
 
 
 def _asker(candidates: Candidates, now: RulesInForce) -> str | None:
@@ -137,12 +127,14 @@ def _obstacles_by_rules(
     policy: CompiledPolicy, candidates: Candidates, now: RulesInForce
 ) -> Iterator[str]:
     # by the rules so far, whatever the URL
-    undecided = list(policy.methods_with_bodies)
+    undecided = policy.every_method
     for rule in now.rules:
         if rule.action is not Action.DENY:
             yield from _obstacles_of(rule, undecided)
         if rule.any_url:
-            undecided = [method for method in undecided if not _names(rule, method)]
+            undecided = tuple(
+                method for method in undecided if not _names(rule, method)
+            )
         if rule.certain:
             break
     for grant in now.grants:
@@ -152,22 +144,14 @@ def _obstacles_by_rules(
 
 
 def _obstacles_of(rule: Rule, methods: Iterable[str]) -> Iterator[str]:
-    """Say what keeps the requests that a rule allows off shared connections; `methods`
-    are those with a body.
+    """Say what keeps the requests of these methods that a rule allows off shared
+    connections.
+
+    A rule with `connections: shared` allows no body and no WebSocket
+    (language/sharing.py).
     """
-    if rule.body is not None:
-        yield f"the rule {rule.name} reads bodies"
-    if any(_names(rule, method) for method in methods):
-        yield f"the rule {rule.name} allows {_shown(rule, methods)}"
-    held = {
-        "tls: passthrough": rule.passthrough,
-        "websocket: true": rule.websocket,
-        "private: true": rule.private,
-        f"connections: {rule.connections}": rule.connections in ("own", "single"),
-    }
-    yield from (
-        f"the rule {rule.name} has {text}" for text, holds in held.items() if holds
-    )
+    if rule.connections != SHARED and any(_names(rule, one) for one in methods):
+        yield f"the rule {rule.name} does not have connections: shared"
 
 
 def _obstacles_by_others(policy: CompiledPolicy, facts: HostFacts) -> Iterator[str]:
@@ -196,7 +180,7 @@ def _obstacles_by_others(policy: CompiledPolicy, facts: HostFacts) -> Iterator[s
     )
     if facts.scheme == "http":
         for rule in opening:
-            yield from _obstacles_of(rule, policy.methods_with_bodies)
+            yield from _obstacles_of(rule, policy.every_method)
     else:
         # Squid's pool knows address, port and name, but no scheme: TLS would give way
         # to a connection without it.
@@ -214,11 +198,3 @@ def _obstacles_by_others(policy: CompiledPolicy, facts: HostFacts) -> Iterator[s
 
 def _names(rule: Rule, method: str) -> bool:
     return rule.match.methods is None or method in rule.match.methods
-
-
-def _shown(rule: Rule, methods: Iterable[str]) -> str:
-    return (
-        "every method"
-        if rule.match.methods is None
-        else next(method for method in methods if _names(rule, method))
-    )

@@ -29,6 +29,7 @@ from squidkeeper.policy.language.public_suffixes import is_public_suffix
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Counted, never_used
 from squidkeeper.policy.language.secret_sources import needed_secrets
+from squidkeeper.policy.language.sharing import not_shared
 from squidkeeper.policy.url import DEFAULT_PORTS, is_private, parse_authority
 
 
@@ -53,6 +54,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_grpc_paths(policy),
                 *_git_paths(policy),
                 *_upstreams(policy),
+                *not_shared(policy),
                 *never_used(policy),
                 *below_a_reserve(policy),
                 *uncounted(policy),

@@ -314,8 +314,8 @@ class Rule:
     passthrough: bool = False
     websocket: bool = False
     # "single": a request with a body is the last on its connection to the origin.
-    # "own": no connection is shared with another client. "shared": `check` makes sure
-    # that connections are shared.
+    # "shared": the origin is trusted with connections that clients share. "own", as
+    # without a word: no connection is shared with another client.
     connections: str | None = None
     preset: str | None = None  # the preset that it is of
     observe: bool = False

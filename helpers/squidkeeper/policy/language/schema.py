@@ -1577,5 +1577,5 @@ _OF = {
     "expires": ", expected a time with its zone: a grant lapses",
     "reason": ", expected why it is granted",
     "push": ", expected the refs that a push may change, such as refs/heads/agent/**",
-    "preset": ", expected one such as npm@1 (`squidkeeper preset list`)",
+    "preset": ", expected one such as npm@2 (`squidkeeper preset list`)",
 }

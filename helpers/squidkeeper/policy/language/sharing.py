@@ -1,83 +1,125 @@
-"""`connections: shared`: what keeps clients from sharing the connections of such a
-rule.
+"""`connections: shared`: what a rule cannot have beside it, and what keeps its clients
+from sharing connections.
 
 The engine decides for each host (engine/tunnels.py). Here each entry counts that
 overlaps with the rule.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Final
 
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.hosts import parse_host_pattern
 from squidkeeper.policy.language.methods import BODILESS
-from squidkeeper.policy.language.model import DIRECT, Action, Policy, Rewrite, Rule
+from squidkeeper.policy.language.model import (
+    DIRECT,
+    Action,
+    Credential,
+    Policy,
+    Rewrite,
+    Route,
+    Rule,
+)
+from squidkeeper.policy.language.overlaps import covers
 from squidkeeper.policy.language.passthrough import overlap
 from squidkeeper.policy.url import bracketed, parse_authority
 
-_REMEDY = "expected other hosts, ports or clients, or connections: shared left out"
+SHARED: Final = "shared"
+_Entry = Rule | Credential | Route
 _NOT_BESIDE = (
     "tls: passthrough, websocket: true and private: true cannot stand beside it"
 )
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:
-    """Find what keeps connections from being shared where a rule says that they are."""
-    for rule in policy.rules:
-        if rule.connections == "shared":
-            for obstacle in _obstacles(policy, rule):
-                message = f"rule {rule.name!r} has connections: shared, but {obstacle}"
-                yield Fault(rule.location, FaultCode.CONNECTIONS_CONFLICT, message)
+    """Find what a rule cannot have beside `connections: shared`."""
+    for rule in _sharing(policy):
+        for obstacle in _obstacles(rule):
+            message = f"rule {rule.name!r} has connections: shared, but {obstacle}"
+            yield Fault(rule.location, FaultCode.CONNECTIONS_CONFLICT, message)
 
 
-def _obstacles(policy: Policy, rule: Rule) -> Iterator[str]:
+def not_shared(policy: Policy) -> Iterator[Fault]:
+    """Warn about rules of the policy's own whose word has no effect."""
+    for rule in _sharing(policy):
+        if rule.preset is None:
+            for obstacle in _obstacles_by_others(policy, rule):
+                message = f"rule {rule.name!r} has connections: shared, but its clients share none: {obstacle}"
+                yield Fault(rule.location, FaultCode.NOT_SHARED, message)
+
+
+def _sharing(policy: Policy) -> Iterator[Rule]:
+    return (rule for rule in policy.rules if rule.connections == SHARED)
+
+
+def _obstacles(rule: Rule) -> Iterator[str]:
     if rule.match.hosts is None:
-        yield "it names no hosts; expected the hosts themselves, in hosts"
+        yield "it names no hosts; expected the hosts that you trust, in hosts"
     if opened := _opened(rule):
         yield f"it allows {opened}; expected methods of {', '.join(sorted(BODILESS))}"
     if rule.passthrough or rule.websocket or rule.private:
         yield _NOT_BESIDE
-    if policy.default is not Action.DENY or policy.sealing_keys:
-        yield "the default allows or asks, or the policy opens sealed tokens; expected neither"
-    yield from _obstacles_by_entries(policy, rule)
 
 
-def _obstacles_by_entries(policy: Policy, rule: Rule) -> Iterator[str]:
+def _obstacles_by_others(policy: Policy, rule: Rule) -> Iterator[str]:
+    if policy.default is not Action.DENY:
+        yield "the default allows or asks"
+    if policy.sealing_keys:
+        yield "the policy opens sealed tokens"
     of_all = replace(rule, match=replace(rule.match, clients=None))
-    for other in policy.rules:
-        asks = other.action is Action.ASK
-        opens = asks or (
-            other.action is Action.ALLOW and not other.observe and _opened(other)
-        )
-        if (
-            other is not rule
-            and opens
-            and overlap(of_all if asks else rule, other, policy.lists)
-        ):
-            what = "asks a person about" if asks else f"allows {_opened(other)} at"
-            yield f"the rule {other.name!r} ({other.location}) {what} some of its hosts; {_REMEDY}"
-    rewritten = (
+    asks = (
+        other
+        for other in policy.rules
+        if other.action is Action.ASK and overlap(of_all, other, policy.lists)
+    )
+    rewrites = (
         one
         for one in policy.rewrites
         if _leads_to(rule, one) or overlap(of_all, one, policy.lists)
     )
-    credentials = (
-        credential
-        for credential in policy.credentials
-        if overlap(rule, credential, policy.lists)
-    )
-    parents = (
-        route
-        for route in policy.upstreams
-        if route.key != DIRECT and overlap(rule, route, policy.lists)
-    )
+    parents = [route for route in policy.upstreams if route.key != DIRECT]
     for kind, entries in (
-        ("rewrite", rewritten),
-        ("credential", credentials),
-        ("upstream", parents),
+        ("ask", asks),
+        ("rule", _apart(policy, rule)),
+        ("rewrite", rewrites),
+        ("credential", _alike(policy, rule, policy.credentials)),
+        ("upstream", _alike(policy, rule, parents)),
     ):
         for entry in entries:
-            yield f"the {kind} {entry.name!r} ({entry.location}) is for some of its hosts; {_REMEDY}"
+            yield f"the {kind} {entry.name!r} ({entry.location}) is for some of its hosts"
+
+
+def _apart(policy: Policy, rule: Rule) -> Iterator[_Entry]:
+    """List the allows without the word that may decide for the rule's clients."""
+    position = policy.rules.index(rule)
+    others = [
+        other
+        for number, other in enumerate(policy.rules)
+        if other.action is Action.ALLOW
+        and not other.observe
+        and other.connections != SHARED
+        and (number < position or not covers(rule, _at_hosts_of(rule, other)))
+    ]
+    return _alike(policy, rule, others)
+
+
+def _at_hosts_of(rule: Rule, other: Rule) -> Rule:
+    return replace(
+        other, match=replace(other.match, hosts=rule.match.hosts, lists=None)
+    )
+
+
+def _alike(policy: Policy, rule: Rule, entries: Iterable[_Entry]) -> Iterator[_Entry]:
+    """List the entries for the same hosts that are for all clients of a rule."""
+    clients = rule.match.clients
+    return (
+        entry
+        for entry in entries
+        if entry.match.clients is None
+        or (clients is not None and clients <= entry.match.clients)
+        if overlap(rule, entry, policy.lists)
+    )
 
 
 def _leads_to(rule: Rule, rewrite: Rewrite) -> bool:

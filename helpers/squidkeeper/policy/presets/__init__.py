@@ -1,5 +1,5 @@
 """Rules that are shipped with the program, one file for each preset and version:
-`npm@1.yaml`.
+`npm@2.yaml`.
 
 A version never changes once it is shipped: another content is another version.
 tests/policy/test_presets.py has their hashes.
@@ -15,7 +15,7 @@ _SUFFIX = ".yaml"
 
 
 def preset_names() -> frozenset[str]:
-    """List the presets that there are, each with its version: `npm@1`."""
+    """List the presets that there are, each with its version: `npm@2`."""
     return frozenset(file.stem for file in _FOLDER.glob(f"*{_SUFFIX}"))
 
 
@@ -38,5 +38,5 @@ def parse_preset(name: str, content: bytes) -> Document:
 
 
 def preset_location(name: str) -> Location:
-    """Name a preset as the place of a rule: `preset npm@1`."""
+    """Name a preset as the place of a rule: `preset npm@2`."""
     return Location(f"preset {name}")

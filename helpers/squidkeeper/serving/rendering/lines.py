@@ -156,20 +156,34 @@ def _first_copies(values: Values) -> Iterator[str]:
 
     A header that a rule removes, or that a credential replaces, is not added again.
     """
+    for number, name in enumerate(FIRST_COPY_HEADERS):
+        yield from _first_copy(values, name, str(number), "sk_reads_headers")
+        yield f"request_header_access {name} deny CONNECT"
+
+
+def _one_login(values: Values) -> Iterator[str]:
+    """Forward the first login alone on a shared connection; the part `read-headers`
+    may do so already.
+    """
+    others = ["!sk_reads_headers"] if Part.READ_HEADERS in values.parts else []
+    yield from _first_copy(values, "Authorization", "login", "sk_takes_shared", *others)
+
+
+def _first_copy(
+    values: Values, name: str, number: str, condition: str, *others: str
+) -> Iterator[str]:
     injects = Part.CREDENTIALS in values.parts
     injectable = {name.lower() for name in (*INJECTABLE_HEADERS, *values.injects)}
-    for number, name in enumerate(FIRST_COPY_HEADERS):
-        # Without the first, Squid would add `-` where the header is absent.
-        acls = [f"sk_sends_{number}", "sk_reads_headers"]
-        yield f"acl sk_sends_{number} req_header {name} ."
-        if injects and name.lower() in injectable:
-            acls.append("!sk_injected")
-        if name.lower() in values.strips:
-            acls.append(f"!sk_removes_{number}")
-            yield f"acl sk_removes_{number} note strip_header_ {values.strips[name.lower()]}"
-        yield f"request_header_access {name} deny sk_reads_headers"
-        yield f"request_header_access {name} deny CONNECT"
-        yield f"""request_header_add {name} "%'{{{name}}}>h" !CONNECT {" ".join(acls)}"""
+    # Without the first, Squid would add `-` where the header is absent.
+    acls = [f"sk_sends_{number}", condition, *others]
+    yield f"acl sk_sends_{number} req_header {name} ."
+    if injects and name.lower() in injectable:
+        acls.append("!sk_injected")
+    if name.lower() in values.strips:
+        acls.append(f"!sk_removes_{number}")
+        yield f"acl sk_removes_{number} note strip_header_ {values.strips[name.lower()]}"
+    yield f"request_header_access {name} deny {condition}"
+    yield f"""request_header_add {name} "%'{{{name}}}>h" !CONNECT {" ".join(acls)}"""
 
 
 def _strip(values: Values) -> Iterator[str]:
@@ -288,6 +302,7 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "SIGNATURES": _signatures,
     "WATCHED_HEADERS": _watched_headers,
     "FIRST_COPIES": _first_copies,
+    "ONE_LOGIN": _one_login,
     "STRIP": _strip,
     "BODY_BOUND": _body_bound,
     "CONTINUED_UPLOADS": _continued_uploads,
