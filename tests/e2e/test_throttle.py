@@ -449,7 +449,7 @@ def break_off(gateway: Gateway, client: str) -> None:
 def packet_filter(port: int) -> Iterator[None]:
     """The commands of the documentation, for this port."""
     commands = re.findall(r"^ *(nft add .*)$", SECURITY.read_text(), re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 6
     try:
         for command in commands:
             run("sh", "-ec", command.replace("dport 3129", f"dport {port}"))
@@ -473,6 +473,22 @@ def test_the_packet_filter_bounds_the_lines_of_a_client_that_breaks_off(
 
     wait_for(lambda: lines() > 300, "the lines of what got through")
     assert lines() <= 500 + 50 * seconds + 5
+
+
+def test_the_packet_filter_bounds_the_bytes_of_the_heads_that_a_client_sends(
+    gateway: Gateway, origins: Origins
+) -> None:
+    head = f"X-Long: {'x' * 15_000}"
+    with packet_filter(gateway.address[1]):
+        begun = time.monotonic()
+        with Raw(gateway, "127.0.0.98") as client:
+            for number in range(1, 501):
+                target = "http://open.example/"
+                assert client.get(target, "open.example", head).status == 200
+                sent = number * len(head)
+                # nft's bucket holds the burst and what one second brings
+                assert sent <= (4 + 1 + time.monotonic() - begun) * 2**20
+        assert curl(gateway, "http://open.example/", client=HONEST).status == 200
 
 
 # A helper that fails
