@@ -109,7 +109,7 @@ def ship(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, host: str) ->
 
 
 def rules_of(name: str) -> tuple[Rule, ...]:
-    return load_preset(name).source.rules
+    return tuple(load_preset(name).source.rules)
 
 
 # --- what is shipped ------------------------------------------------------------------

@@ -280,6 +280,10 @@ class CountsUnavailable(SquidkeeperError):
     """
 
 
+class InvalidPublication(SquidkeeperError):
+    """A policy as it was published cannot be read; the text says why."""
+
+
 class PolicyError(SquidkeeperError):
     """A policy that does not load, with every fault found in it, and the warnings that
     were found beside them.

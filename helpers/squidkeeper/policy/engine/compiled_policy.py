@@ -2,7 +2,7 @@
 URL.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, reduce
@@ -15,6 +15,7 @@ from squidkeeper.policy.engine.decision import Decision, deny
 from squidkeeper.policy.engine.fields import covers_default_port, holds_for_host
 from squidkeeper.policy.engine.own_host import decide_own_host
 from squidkeeper.policy.engine.quotas import quotas_for
+from squidkeeper.policy.engine.rule_index import RuleIndex, rule_key
 from squidkeeper.policy.engine.timetable import Timed, Timetable
 from squidkeeper.policy.engine.tunnels import TunnelUse, tunnel_use
 from squidkeeper.policy.language.forms import signs
@@ -166,34 +167,29 @@ class HostMatch(NamedTuple):
 class CompiledPolicy:
     """A policy that is ready to decide by. Its caches change no decision."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, index: RuleIndex | None = None) -> None:
         self.source = policy
+        self.index = index = index or RuleIndex.of(policy)
         self._logins = {
             client.name: client
             for client in policy.clients
             if client.tokens is not None
         }
-        timed = {
-            _key(rule): Timed(rule.expires, rule.when)
-            for rule in policy.rules_and_grants
-        }
-        timed = {key: times for key, times in timed.items() if times.depends_on_time}
-        self._bits = {key: 1 << number for number, key in enumerate(timed)}
+        self._bits = {key: 1 << number for number, key in enumerate(index.timed)}
         tokens = (
             token for client in self._logins.values() for token in client.tokens or ()
         )
         ends = (Timed(token.expires) for token in tokens if token.expires is not None)
-        self.timetable = Timetable((*timed.values(), *ends))
+        self.timetable = Timetable((*index.timed.values(), *ends))
         self.depends_on_time = self.timetable.depends_on_time
         self.revision = policy.revision
-        self.rules = HostIndex(policy.rules, policy.lists)
+        self.rules = index.hosts
         self.grants = HostIndex(policy.grants, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self.upstreams = HostIndex(policy.upstreams, policy.lists)
-        self._reads_bodies = any(rule.body is not None for rule in policy.rules)
-        self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
-        if self._reads_bodies:  # whether a body is of git or MCP depends on the method
+        self._methods = index.methods | {"GET", _PREFLIGHT}
+        if index.reads_bodies:  # whether a body is of git or MCP depends on the method
             self._methods |= {"POST", "DELETE"}
         self.every_method = (*sorted(self._methods | BODILESS), _OTHER_METHOD)
         self.own_clients = frozenset(
@@ -224,11 +220,11 @@ class CompiledPolicy:
         """The positions of rules and grants by their names, as a list of rules has
         them: `r7`, `g0`.
         """
-        groups = (("r", self.source.rules), ("g", self.source.grants))
+        grants = [grant.name for grant in self.source.grants]
         return {
-            rule.name: f"{kind}{position}"
-            for kind, rules in groups
-            for position, rule in enumerate(rules)
+            name: f"{kind}{position}"
+            for kind, names in (("r", self.index.names), ("g", grants))
+            for position, name in enumerate(names)
         }
 
     def match(self, request: Request | Malformed) -> HostMatch:
@@ -396,7 +392,7 @@ class CompiledPolicy:
             observing = self._in_force(observing, holding)
         reading = (
             reading_rules(rules if observing is None else observing)
-            if self._reads_bodies
+            if self.index.reads_bodies
             else ()
         )
         return RulesInForce(
@@ -410,7 +406,7 @@ class CompiledPolicy:
         return tuple(
             rule
             for rule in rules
-            if _key(rule) not in bits or bits[_key(rule)] & holding
+            if rule_key(rule) not in bits or bits[rule_key(rule)] & holding
         )
 
     def injectable(
@@ -560,7 +556,7 @@ class CompiledPolicy:
                 self.injectable(facts, credentials),
                 rules,
                 self._default(facts),
-                reduce(or_, (self._bits.get(_key(rule), 0) for rule in timed), 0)
+                reduce(or_, (self._bits.get(rule_key(rule), 0) for rule in timed), 0)
                 if self._bits
                 else 0,
                 self.upstream(facts, upstreams),
@@ -649,7 +645,7 @@ def injects(facts: HostFacts) -> bool:
 
 
 def holding(
-    entries: tuple[EntryT, ...], positions: tuple[int, ...], facts: HostFacts
+    entries: Sequence[EntryT], positions: tuple[int, ...], facts: HostFacts
 ) -> Iterator[EntryT]:
     """Return the entries at these positions whose fields hold without the URL."""
     return (
@@ -657,15 +653,6 @@ def holding(
         for position in positions
         if holds_for_host(entries[position], facts)
     )
-
-
-def _key(rule: Rule) -> tuple[str, Location]:
-    """Tell a rule or grant from all others of its policy."""
-    return rule.name, rule.location
-
-
-def _named_methods(policy: Policy) -> Iterator[str]:
-    return (method for entry in policy.entries for method in entry.match.methods or ())
 
 
 def _object_bytes(*texts: str | None) -> int:

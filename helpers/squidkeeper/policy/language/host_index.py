@@ -2,7 +2,10 @@
 number.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from squidkeeper.policy.language.host_lists import HostList
@@ -19,6 +22,16 @@ class Matching(Protocol):
         """The fields it matches by."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptIndex:
+    """The positions of entries by key, by network and by list."""
+
+    by_key: dict[str, list[int]]
+    by_network: list[tuple[Network, int]]
+    by_list: dict[str, list[int]]
+    has_wildcards: bool
+
+
 class HostIndex:
     """Entries by their position and the hosts they match.
 
@@ -26,16 +39,30 @@ class HostIndex:
     """
 
     def __init__(
-        self, entries: Sequence[Matching], lists: Mapping[str, HostList]
+        self,
+        entries: Sequence[Matching],
+        lists: Mapping[str, HostList],
+        kept: KeptIndex | None = None,
     ) -> None:
-        self._by_key: dict[str, list[int]] = {}
-        self._by_network: list[tuple[Network, int]] = []
-        self._by_list: dict[str, list[int]] = {}
+        kept = kept or KeptIndex({}, [], {}, has_wildcards=False)
+        self._by_key = kept.by_key
+        self._by_network = kept.by_network
+        self._by_list = kept.by_list
         self._lists = lists
-        self._is_empty = True
-        self._has_wildcards = False
+        self._is_empty = not (kept.by_key or kept.by_network or kept.by_list)
+        self._has_wildcards = kept.has_wildcards
         for position, entry in enumerate(entries):
             self.add(position, entry.match)
+
+    @property
+    def kept(self) -> KeptIndex:
+        """What an index is made of, so that it need not be made again."""
+        return KeptIndex(
+            self._by_key,
+            self._by_network,
+            self._by_list,
+            has_wildcards=self._has_wildcards,
+        )
 
     def add(self, position: int, match: Match) -> None:
         """Add the entry at a position."""

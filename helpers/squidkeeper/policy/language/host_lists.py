@@ -52,6 +52,7 @@ class HostList:
     location: Location = _NOWHERE
     summary: ListSummary = field(default_factory=ListSummary)
     trie: Any = field(default_factory=marisa_trie.Trie, repr=False, compare=False)
+    digest: str = field(default="", compare=False)  # of its text
     # whether it can hold `*.x`, `**.x` or `*`
     has_wildcards: bool = field(default=True, compare=False)
 

@@ -5,7 +5,7 @@ Only `builder.py` makes these; nothing in here can be wrong any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -523,7 +523,7 @@ class Policy:
     observe_default: Location | None = None
     contact: str | None = None
     clients: tuple[Client, ...] = ()
-    rules: tuple[Rule, ...] = ()  # the operator's, and below them those of presets
+    rules: Sequence[Rule] = ()  # the operator's, and below them those of presets
     presets: tuple[Preset, ...] = ()
     grants: tuple[Rule, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()

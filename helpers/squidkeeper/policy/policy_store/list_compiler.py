@@ -71,7 +71,10 @@ def load_list(
             )
     summary, trie = found
     return HostList(
-        summary=summary, trie=trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value))
+        summary=summary,
+        trie=trie,
+        digest=digest,
+        has_wildcards=any(trie.iterkeys(HostForm.ANY.value)),
     )
 
 

@@ -1,0 +1,1 @@
+"""A policy as helpers read it: one file, which one process writes."""
