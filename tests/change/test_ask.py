@@ -38,11 +38,12 @@ from squidkeeper.cli import main
 from squidkeeper.policy.engine.own_host import _PATH
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.policy.protocol import lines
 from squidkeeper.policy.protocol.lines import Reply
 from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.published.places import mark_in_force
 from squidkeeper.record.table.questions import Question
 from squidkeeper.serving.helpers.asking import Asking
 from squidkeeper.serving.quotas.local_counts import LocalCounts

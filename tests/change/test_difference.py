@@ -23,9 +23,10 @@ from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.cli import main
 from squidkeeper.cli.diff_output import as_text, scope_text
 from squidkeeper.policy.engine.explain import explain
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import grants_file, read_sources
 from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.published.places import mark_in_force
 
 from ..conftest import NOW, compiled_of
 from ..markup import keys_in, keys_told

@@ -25,9 +25,10 @@ from squidkeeper.cli import main
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import grants_file, read_sources
 from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.published.places import mark_in_force
 
 from ..conftest import NOW, decided, write_policy
 

@@ -24,8 +24,9 @@ from click.testing import CliRunner
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.published.places import mark_in_force
 from squidkeeper.serving.parts import needed_keys
 
 from ..conftest import write_policy

@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load_sources
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import grants_file, read_sources
+from squidkeeper.policy.published.places import mark_in_force
 
 from ..conftest import NOW
 from ..markup import HOSTILE, keys_in, keys_told

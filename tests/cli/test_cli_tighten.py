@@ -15,8 +15,9 @@ from squidkeeper.base.errors import EditRefused
 from squidkeeper.change.tightening.edits import edited_documents
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load, load_sources
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.published.places import mark_in_force
 
 from ..conftest import NOW
 from ..markup import HOSTILE

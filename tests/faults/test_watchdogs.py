@@ -29,7 +29,7 @@ from squidkeeper.serving.helpers.cache_log import write_to_cache_log
 from squidkeeper.serving.helpers.loop import take_output
 from squidkeeper.serving.helpers.policy_helper import serve
 from squidkeeper.serving.helpers.helper_counters import StuckWatchdog
-from squidkeeper.policy.policy_store.policy_state import PolicyState
+from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.policy.protocol.lines import Reply, Result
 
 def answer(request):

@@ -53,8 +53,9 @@ from squidkeeper.policy.policy_store.reload_gate import (
     force,
     write_verdict,
 )
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.published.places import mark_in_force
 from squidkeeper.services.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
 from squidkeeper.services.maintenance.process import MaintenanceStatus

@@ -18,7 +18,8 @@ from squidkeeper.cli import main
 from squidkeeper.policy.editor.json_schema import descriptions, json_schema
 from squidkeeper.policy.language import schema
 from squidkeeper.policy.language.body_values import number_of
-from squidkeeper.policy.language.document import Document, Unquoted, parse_document
+from squidkeeper.policy.language.document import Document, parse_document
+from squidkeeper.policy.language.unquoted import Unquoted
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.presets import preset_names, read_preset
 from tests.documents.field_tables import MATCHING, render, tables_of

@@ -26,11 +26,11 @@ from squidkeeper.policy.engine import (
     listed_rules,
 )
 from squidkeeper.policy.engine.explain import explain
-from squidkeeper.policy.language.document import Unquoted
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Action, Policy
 from squidkeeper.policy.language.prices import Metering, Price, Prices, parse_amount
 from squidkeeper.policy.language.quotas import QuotaUnit, Window, shown_amount
+from squidkeeper.policy.language.unquoted import Unquoted
 from squidkeeper.policy.protocol.request import request_to
 from squidkeeper.policy.url import parse_url, readings
 from squidkeeper.serving.parts import Part, keys_of, needed_keys

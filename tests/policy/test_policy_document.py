@@ -15,8 +15,9 @@ from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language import schema
 from squidkeeper.policy.language.builder import build
 from squidkeeper.policy.language.contents import FileProblem, PolicyContents, SecretFile
-from squidkeeper.policy.language.document import Unquoted, parse_document
+from squidkeeper.policy.language.document import parse_document
 from squidkeeper.policy.language.schema import PolicyFile
+from squidkeeper.policy.language.unquoted import Unquoted
 
 PATH = Path("policy.yaml")
 

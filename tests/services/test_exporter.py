@@ -40,8 +40,8 @@ from squidkeeper.base.metrics import METRICS
 from squidkeeper.base.squid_counters import SquidCounters, parse_counters, read_counters
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
 from squidkeeper.record.log.record import format_time
 from squidkeeper.services.exporter import server

@@ -31,8 +31,9 @@ from squidkeeper.base.errors import PullRefused
 from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.reload_gate import GateVerdict, write_verdict
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.published.places import mark_in_force
 from squidkeeper.services.pulling import (
     bundle,
     git_repository,

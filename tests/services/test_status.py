@@ -26,7 +26,7 @@ from squidkeeper.policy.language.secret_sources import (
     NamedSecret,
     source_key,
 )
-from squidkeeper.policy.policy_store.policy_state import PolicyState
+from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportState, ExportStatus
 from squidkeeper.record.log.record import Record, parse_record

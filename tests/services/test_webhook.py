@@ -24,8 +24,9 @@ from squidkeeper.base.faults import Location
 from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.policy.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.policy.published.places import mark_in_force
 from squidkeeper.services.maintenance.process import read_maintenance_status
 from squidkeeper.services.webhook import (
     Webhook,

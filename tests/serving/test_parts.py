@@ -126,7 +126,8 @@ def test_the_core_and_each_part_are_short_enough_to_be_read() -> None:
 
 def in_force(tmp_path: Path, text: str, *missing: str) -> PartsInForce:
     policy = policy_of(tmp_path, text)
-    return PartsInForce(policy, needed_keys(policy) - {*missing})
+    needed = needed_keys(policy)
+    return PartsInForce(needed, needed - {*missing})
 
 
 STRIPS = (
@@ -160,7 +161,10 @@ def test_a_denial_keeps_its_own_rule(tmp_path: Path) -> None:
 
 def test_a_helper_that_is_told_nothing_denies_what_needs_a_part(tmp_path: Path) -> None:
     policy = policy_of(tmp_path, STRIPS)
-    assert PartsInForce(policy, frozenset()).checked(STRIPPED).rule == NOT_RENDERED
+    assert (
+        PartsInForce(needed_keys(policy), frozenset()).checked(STRIPPED).rule
+        == NOT_RENDERED
+    )
 
 
 @pytest.mark.parametrize("asked", [*TunnelMode, "CONNECT"])

@@ -57,6 +57,7 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
         "render": "Add parts to Squid's configuration after an edit",
     },
     "Started by Squid": {
+        "publish": "Publish the policy to the helpers",
         "acl": "Decide requests",
         "rewrite": "Rewrite URLs",
         "credential": "Give the headers to inject",

@@ -1,10 +1,17 @@
 """`squidkeeper acl`."""
 
+from __future__ import annotations
+
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from squidkeeper.cli.helper_options import helper_options, in_force_option, lane_option
+
+if TYPE_CHECKING:
+    from squidkeeper.serving.helpers.asking import Asking
 
 
 @click.command()
@@ -40,10 +47,8 @@ def acl(
         answer_host,
         answer_url,
     )
-    from squidkeeper.serving.helpers.asking import Asking
     from squidkeeper.serving.helpers.policy_helper import Lane, run
     from squidkeeper.serving.parts import Part
-    from squidkeeper.serving.quotas.opening import open_meter
     from squidkeeper.serving.squid_crashes import LastAsked
 
     if scope == HOST:
@@ -60,8 +65,19 @@ def acl(
         )
         last.write()
     else:
-        asking = Asking(state, open_meter(directory, state))
         decider = partial(
-            RequestScope, uses=GrantUses(state), asking=asking, in_force=in_force
+            RequestScope,
+            uses=GrantUses(state),
+            open_asking=partial(_open_asking, directory, state),
+            in_force=in_force,
         )
         run(scope, decider, answer_url, directory, state, concurrency, Lane(lane))
+
+
+@cache
+def _open_asking(directory: Path, state: Path) -> Asking:
+    """Open the tickets of this process: a policy without questions needs none."""
+    from squidkeeper.serving.helpers.asking import Asking
+    from squidkeeper.serving.quotas.opening import open_meter
+
+    return Asking(state, open_meter(directory, state))

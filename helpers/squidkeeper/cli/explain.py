@@ -273,9 +273,9 @@ def _not_rendered(policy: Policy, found: Explanation, squid: _Squid) -> str | No
     """Say what Squid's configuration lacks: a request to what is in force is denied;
     None where it lacks nothing.
     """
-    from squidkeeper.serving.parts import PartsInForce
+    from squidkeeper.serving.parts import PartsInForce, needed_keys
 
-    in_force = PartsInForce(policy, squid.keys)
+    in_force = PartsInForce(needed_keys(policy), squid.keys)
     decision = replace(found.decision, upstream=found.upstream)
     lacking = in_force.lacking(decision) if decision.allowed else frozenset()
     if squid.draft and lacking:

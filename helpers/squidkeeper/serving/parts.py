@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
-from squidkeeper.policy.engine import Decision, deny
+from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.engine.tunnels import may_share
 from squidkeeper.policy.language.forms import AwsSigV4, QueryParameters, signs
 from squidkeeper.policy.language.model import (
@@ -142,6 +142,12 @@ def needed_keys(policy: Policy) -> frozenset[str]:
     )
 
 
+def needed_by(policy: CompiledPolicy) -> frozenset[str]:
+    """List the keys that a policy needs; one that is published has them listed."""
+    known = policy.index.needs
+    return needed_keys(policy.source) if known is None else known
+
+
 def keys_of(decision: Decision) -> frozenset[str]:
     """List the keys that a decision needs, beside those of every request under its
     policy.
@@ -235,7 +241,7 @@ def not_in_force(policy: Policy, keys: frozenset[str], place: str) -> Iterator[F
     """Warn about what a policy needs and Squid's configuration, which is at `place`,
     does not have.
     """
-    missing = PartsInForce(policy, keys).missing
+    missing = PartsInForce(needed_keys(policy), keys).missing
     if missing:
         message = (
             f"Squid's configuration does not have "
@@ -254,12 +260,10 @@ class PartsInForce:
     configuration is asked (None).
     """
 
-    def __init__(self, policy: Policy, keys: frozenset[str] | None) -> None:
+    def __init__(self, needed: frozenset[str], keys: frozenset[str] | None) -> None:
         # Without the part `shared`, each tunnel has a connection of its own.
         optional = {CORE, Part.SHARED}
-        self.missing = (
-            frozenset[str]() if keys is None else needed_keys(policy) - keys - optional
-        )
+        self.missing = frozenset[str]() if keys is None else needed - keys - optional
         self._everywhere = self.missing & {Part.WATCH, f"{Part.WATCH}.secrets"}
         self._upstreams = frozenset(
             key for key in self.missing if key.startswith("upstream")

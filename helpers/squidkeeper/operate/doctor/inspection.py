@@ -24,10 +24,10 @@ from squidkeeper.operate.setup.processes import InstalledSquid
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.language.model import Policy
 from squidkeeper.policy.policy_store.loading import load_sources
-from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.policy_store.reload_gate import gate_faults, refusal
 from squidkeeper.policy.policy_store.revisions import revision_in_force
 from squidkeeper.policy.policy_store.sources import Sources, read_sources
+from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.record.export_status import read_exports
 from squidkeeper.services.exporter.certificate import (

@@ -14,7 +14,7 @@ from squidkeeper.base.faults import Location
 from squidkeeper.policy.bodies.sent_request import HOLDS, BodyOutcome, Fit, SentRequest
 from squidkeeper.policy.engine.decision import Decision, deny
 from squidkeeper.policy.engine.precedence import agree, decides_without_body
-from squidkeeper.policy.language.body_faults import AGREED
+from squidkeeper.policy.language.agreement import AGREED
 from squidkeeper.policy.language.model import Action, Match, Rule
 
 if TYPE_CHECKING:

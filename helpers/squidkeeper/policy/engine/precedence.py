@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from squidkeeper.policy.engine.compiled_policy import Candidates
 from squidkeeper.policy.engine.fields import Entry
-from squidkeeper.policy.language.body_faults import AGREED
+from squidkeeper.policy.language.agreement import AGREED
 from squidkeeper.policy.language.model import Action, Credential, Rewrite, Rule
 
 Holds = Callable[[Entry], bool]

@@ -7,10 +7,11 @@ request in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from squidkeeper.base.faults import Fault, FaultCode
+from squidkeeper.policy.language.agreement import AGREED
 from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.model import Action, Credential, Policy, Rewrite, Rule
@@ -280,14 +281,3 @@ def _unlike_default(policy: Policy, rule: Rule) -> Iterator[Fault]:
 
 def _fault(rule: Rule, message: str) -> Fault:
     return Fault(rule.location, FaultCode.BODY_CONFLICT, message)
-
-
-# What is decided before the body is read, so that all rules that may still allow have
-# to agree.
-AGREED: Mapping[str, Callable[[Rule], object]] = {
-    "private": lambda rule: rule.private,
-    "strip": lambda rule: rule.strip.header_keys if rule.strip else (),
-    "websocket": lambda rule: rule.websocket,
-    "tls": lambda rule: rule.passthrough,
-    "connections": lambda rule: rule.connections == "single",
-}

@@ -11,7 +11,7 @@ from typing import Final
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import byte_size
 from squidkeeper.policy.language.bodies import Scalar
-from squidkeeper.policy.language.document import Unquoted, describe
+from squidkeeper.policy.language.unquoted import Unquoted, describe
 
 LARGEST_BODY: Final = 64_000_000  # bytes; a body that is read is in memory
 CALLS_A_TOOL: Final = "tools/call"

@@ -33,27 +33,20 @@ from yaml.events import (
 from yaml.reader import Reader
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.policy.language.unquoted import (
+    NULL,
+    Unquoted,
+    describe,
+    kind,
+    quote_it,
+    shortened,
+)
 
 # in C where PyYAML was built with libyaml
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEPTH_AT_MOST = 16  # the language needs six
 # with every alias written out: ten thousand rules have about two hundred thousand
 _VALUES_AT_MOST = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Unquoted:
-    """A scalar without quotes that YAML does not read as text, and the policy not as a
-    number, true or false.
-    """
-
-    text: str
-    meaning: str
-
-    @property
-    def null(self) -> bool:
-        """Whether there is nothing at all."""
-        return self.meaning == _NULL
 
 
 # line and column in one number: a policy of ten thousand rules has some hundred
@@ -345,7 +338,7 @@ class _Composer:
         comment = _WORD_AS_COMMENT.match(self._lines[mark.line], mark.column)
         if comment is not None:
             place = _at(mark.line + 1, comment.start(1) + 1)
-            message = f"{key!r} ends before {_short(comment[1])!r}, which YAML reads as a comment; {_QUOTE_THE_TEXT}"
+            message = f"{key!r} ends before {shortened(comment[1])!r}, which YAML reads as a comment; {_QUOTE_THE_TEXT}"
             self.warnings.append(
                 Fault(_location(self.file, place), FaultCode.TEXT_CUT, message)
             )
@@ -580,51 +573,6 @@ def _may_be_null(keys: list[str], value: Node, *, in_list: bool) -> bool:
     return False
 
 
-def describe(value: object) -> str:
-    """Describe a value, as faults do."""
-    if isinstance(value, Unquoted):
-        return "nothing" if value.null else _short(value.text)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return f"the number {value}"
-    if isinstance(value, str):
-        return repr(_short(value)) if value else "empty text"
-    return "a list" if isinstance(value, list) else "a mapping"
-
-
-def kind(value: object) -> str:
-    """Return the kind of a value, and nothing of its content."""
-    return (
-        "a plain value"
-        if isinstance(value, str | int) or _has_text(value)
-        else describe(value)
-    )
-
-
-def _has_text(value: object) -> bool:
-    return isinstance(value, Unquoted) and not value.null
-
-
-def quote_it(value: object) -> str:
-    """Return how to fix a value that YAML reads as something else than text because it
-    has no quotes.
-    """
-    if isinstance(value, Unquoted):
-        return f" (quote it: without quotes YAML reads it as {value.meaning})"
-    if isinstance(value, bool | int):
-        return " (quote it)"
-    return (
-        " (quote it, if it is one that starts with '{')"
-        if isinstance(value, dict)
-        else ""
-    )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"
-
-
 END = "end"
 END_REQUIRED = "end: required"
 _REQUIRED = "required"
@@ -633,10 +581,8 @@ _WORD_AS_COMMENT = re.compile(r"\s+(#[^\s#].*)")
 _QUOTE_THE_TEXT = "quote the text, or put a space after the '#' of a comment"
 _COLUMN_BITS = 20
 _COLUMN_MASK = (1 << _COLUMN_BITS) - 1
-_SHOWN_AT_MOST = 60
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}
-_NULL = "nothing"
 _TESTED_BODY = ["tests", "body"]
 _EMPTY_IS_NONE = (
     ["tests", "rewrite"],
@@ -669,7 +615,7 @@ _KEYS_OF_PRIVATE = frozenset(
     """.split()  # noqa: SIM905 - one a line is longer
 )
 _MEANINGS = {
-    "null": _NULL,
+    "null": NULL,
     "bool": "true or false",
     "int": "a number",
     "float": "a number",

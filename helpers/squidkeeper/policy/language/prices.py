@@ -10,8 +10,8 @@ from typing import Final
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.language.document import Unquoted
 from squidkeeper.policy.language.globs import ANYTHING, glob_matcher
+from squidkeeper.policy.language.unquoted import Unquoted
 
 # of the currency: costs and prices are whole numbers of these
 MILLIONTHS: Final = 10**6

@@ -32,12 +32,8 @@ from squidkeeper.policy.language.document import (
     END,
     END_REQUIRED,
     Document,
-    Unquoted,
-    describe,
     entries,
     is_private,
-    kind,
-    quote_it,
     shown_key,
 )
 from squidkeeper.policy.language.exact_urls import ExactUrl, parse_exact_url
@@ -81,6 +77,7 @@ from squidkeeper.policy.language.schedules import (
     parse_zone,
 )
 from squidkeeper.policy.language.targets import check_target, parse_target
+from squidkeeper.policy.language.unquoted import Unquoted, describe, kind, quote_it
 from squidkeeper.policy.language.upstreams import (
     parse_upstream_name,
     parse_upstream_url,

@@ -2,16 +2,12 @@
 
 import fcntl
 import hashlib
-import json
 import os
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from errno import EINVAL
 from pathlib import Path
 from stat import S_ISREG
@@ -20,7 +16,6 @@ from typing import Any, BinaryIO
 import marisa_trie
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.policy.language.host_lists import (
     HostList,
     ListLine,
@@ -30,6 +25,13 @@ from squidkeeper.policy.language.host_lists import (
 )
 from squidkeeper.policy.language.hosts import HostForm, HostPattern
 from squidkeeper.policy.policy_store.list_lines import LineReader, is_exception
+from squidkeeper.policy.published.list_file import (
+    FORMAT,
+    UNFINISHED,
+    host_list,
+    read_compiled,
+    write_compiled,
+)
 
 
 class ListChangedError(Exception):
@@ -59,23 +61,18 @@ def load_list(
     another account's, it is read alone: not `writes`.
     """
     cached = cache / f"{digest}{_SUFFIX}" if cache else None
-    found = _read_cached(cached)
+    found = read_compiled(cached)
     if found is None and not writes:
         found = _compile(path, digest, None)
     elif found is None:
         with _lock(cache) as lock:
             found = (
-                _read_cached(cached)
+                read_compiled(cached)
                 or _compile_long(path, digest, cached, lock)
                 or _compile(path, digest, cached)
             )
     summary, trie = found
-    return HostList(
-        summary=summary,
-        trie=trie,
-        digest=digest,
-        has_wildcards=any(trie.iterkeys(HostForm.ANY.value)),
-    )
+    return host_list(summary, trie, digest)
 
 
 def prune_cache(cache: Path, used: Iterable[str]) -> None:
@@ -92,7 +89,7 @@ def prune_cache(cache: Path, used: Iterable[str]) -> None:
         spare.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         torn = [
             path
-            for path in cache.glob(f"*{_UNFINISHED}")
+            for path in cache.glob(f"*{UNFINISHED}")
             if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS
         ]
     except OSError:
@@ -228,7 +225,7 @@ def _compile_long(
             pass_fds=(lock,),
             check=False,
         )
-    return _read_cached(cached)
+    return read_compiled(cached)
 
 
 def _compile(path: Path, digest: str, cached: Path | None) -> tuple[ListSummary, Any]:
@@ -240,13 +237,13 @@ def _compile(path: Path, digest: str, cached: Path | None) -> tuple[ListSummary,
     summary = compiler.summary()
     if cached:
         with suppress(OSError):  # a full disk or a foreign directory: in memory then
-            _write_cached(cached, summary, trie)
-            return _read_cached(cached) or (summary, trie)
+            write_compiled(cached, summary, trie)
+            return read_compiled(cached) or (summary, trie)
     return summary, trie
 
 
 def _new_digest() -> Any:
-    return hashlib.blake2b(digest_size=16, person=_FORMAT)
+    return hashlib.blake2b(digest_size=16, person=FORMAT)
 
 
 def _open_list(path: Path) -> Any:
@@ -259,57 +256,6 @@ def _open_list(path: Path) -> Any:
 
 
 # --- the cache ------------------------------------------------------------------------
-# A cached file is the trie as marisa-trie saves it, the summary as JSON, and a foot:
-# magic, length of the JSON, CRC-32 of all before. marisa-trie maps the file and ignores
-# what follows its own end.
-
-
-def _read_cached(path: Path | None) -> tuple[ListSummary, Any] | None:
-    if path is None:
-        return None
-    try:
-        with open_untrusted(path) as file:
-            summary = _read_foot(file.read())
-            trie = marisa_trie.Trie()
-            trie.mmap(f"/proc/self/fd/{file.fileno()}")
-            with suppress(OSError):
-                # the newest are those used last, for prune_cache
-                os.utime(file.fileno())
-    except (OSError, ValueError, KeyError, TypeError, struct.error, RuntimeError):
-        return None  # missing, torn or foreign: compiled again
-    return summary, trie
-
-
-def _read_foot(content: bytes) -> ListSummary:
-    magic, length, checksum = _FOOT.unpack(content[-_FOOT.size :])
-    body = memoryview(content)[: -_FOOT.size]
-    if magic != _FORMAT or zlib.crc32(body) != checksum:
-        raise ValueError("torn")
-    raw = json.loads(bytes(body[len(body) - length :]))
-    return ListSummary(
-        raw["patterns"],
-        tuple((version, length) for version, length in raw["prefixes"]),
-        raw["strange"],
-        tuple(ListLine(**line) for line in raw["first_strange"]),
-        *(
-            ListLine(**raw[name]) if raw[name] else None
-            for name in ("widest", "wide", "exception")
-        ),
-    )
-
-
-def _write_cached(path: Path, summary: ListSummary, trie: Any) -> None:
-    text = json.dumps(asdict(summary)).encode()
-    unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
-    try:
-        trie.save(str(unfinished))
-        with open(unfinished, "r+b") as file:
-            checksum = zlib.crc32(text, zlib.crc32(file.read()))
-            file.write(text + _FOOT.pack(_FORMAT, len(text), checksum))
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -333,10 +279,7 @@ def _lock(cache: Path | None) -> Iterator[int | None]:
             os.close(descriptor)
 
 
-_FORMAT = b"sqklist3"  # changes with whatever changes the keys of a list
-_FOOT = struct.Struct(">8sII")
 _SUFFIX = ".hosts"
-_UNFINISHED = ".part"
 _UNFINISHED_SECONDS = 3600
 _SPARE_AT_MOST = 8
 _STRANGE_SHOWN = 3

@@ -20,7 +20,6 @@ from squidkeeper.policy.policy_store.loading import (
     load_stored_revision,
 )
 from squidkeeper.policy.policy_store.open_writes import OpenWrites, UnfinishedFile
-from squidkeeper.policy.policy_store.policy_state import PolicyState
 from squidkeeper.policy.policy_store.reload_gate import (
     PATIENCE_SECONDS,
     Edit,
@@ -31,7 +30,6 @@ from squidkeeper.policy.policy_store.reload_gate import (
 from squidkeeper.policy.policy_store.revisions import (
     InForce,
     RevisionWriter,
-    marked_in_force,
     revision_in_force,
 )
 from squidkeeper.policy.policy_store.sources import (
@@ -43,6 +41,8 @@ from squidkeeper.policy.policy_store.sources import (
     policy_file_names,
     read_sources,
 )
+from squidkeeper.policy.published.places import marked_in_force
+from squidkeeper.policy.published.policy_state import PolicyState
 
 _FIRST_LOAD_SECONDS = 8
 _CHECK_EVERY_SECONDS = 0.2
@@ -154,6 +154,7 @@ class PolicyWatcher(Generic[T]):
         *,
         follows: Path | None = None,
         without_policy: str = "everything is denied",
+        published: Callable[[CompiledPolicy], bytes] = lambda _: b"",
     ) -> None:
         self.current: T | None = None
         self._not_read = PolicyState(
@@ -170,6 +171,7 @@ class PolicyWatcher(Generic[T]):
         self._list_cache = list_cache
         self._prepare = prepare
         self._revisions = revisions
+        self._published = published
         self._without_policy = (
             without_policy  # what this process does until a policy loads, for its log
         )
@@ -312,7 +314,7 @@ class PolicyWatcher(Generic[T]):
         )
         self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True, warnings=warnings)
-        self._writer.loaded(sources, revision)
+        self._writer.loaded(sources, revision, self._published(compiled))
         ungranted = sources.revision_without_granted
         self._previous = InForce(
             revision,

@@ -27,12 +27,9 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.untrusted_file import open_untrusted, read_untrusted
-from squidkeeper.policy.policy_store.revisions import (
-    InForce,
-    marked_in_force,
-    replace_link,
-)
+from squidkeeper.policy.policy_store.revisions import InForce
 from squidkeeper.policy.policy_store.sources import Sources
+from squidkeeper.policy.published.places import marked_in_force, replace_link
 
 PATIENCE_SECONDS: Final = 20.0
 NAMED_AT_MOST: Final = 100  # denials that a verdict names

@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from squidkeeper.base.atomic_write import replace as replace_file
 from squidkeeper.base.untrusted_file import read_untrusted
 from squidkeeper.policy.language.contents import SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
@@ -37,6 +38,14 @@ from squidkeeper.policy.policy_store.sources import (
     local_file,
 )
 from squidkeeper.policy.presets import parse_preset
+from squidkeeper.policy.published.places import (
+    LIST_SUFFIX,
+    LISTS,
+    UNFINISHED,
+    mark_in_force,
+    marked_in_force,
+    publication_file,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +78,12 @@ class RevisionWriter:
     def __init__(self, folder: Path | None, list_cache: Path | None) -> None:
         self._folder = folder
         self._list_cache = list_cache
-        self._pending: tuple[Sources, str] | None = None
+        self._pending: tuple[Sources, str, bytes] | None = None
         self._try_at = 0.0
 
-    def loaded(self, sources: Sources, revision: str) -> None:
-        """Note a revision that was loaded; `write` stores it."""
-        self._pending = (sources, revision)
+    def loaded(self, sources: Sources, revision: str, publication: bytes = b"") -> None:
+        """Note a revision that was loaded; `write` stores it, and its publication."""
+        self._pending = (sources, revision, publication)
 
     def write(self) -> None:
         """Store what was loaded last, if that is still to be done; after an error, not
@@ -86,37 +95,13 @@ class RevisionWriter:
             or time.monotonic() < self._try_at
         ):
             return
-        sources, revision = self._pending
+        sources, revision, publication = self._pending
         self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
         store_revision(sources, revision, self._folder, self._list_cache)
+        if publication:
+            _publish(publication_file(self._folder, revision), publication)
         mark_in_force(self._folder, revision)
         self._pending, self._try_at = None, 0.0
-
-
-def mark_in_force(folder: Path, revision: str) -> None:
-    """Mark a stored revision as the one that was loaded last; OSError if that cannot be
-    written.
-    """
-    replace_link(folder, _IN_FORCE, revision)
-
-
-def replace_link(folder: Path, name: str, target: str) -> None:
-    """Make a symbolic link, or replace it whole; OSError if that cannot be written."""
-    new = folder / f".{name}.{os.getpid()}{_UNFINISHED}"
-    with suppress(FileNotFoundError):
-        new.unlink()
-    new.symlink_to(target)
-    new.rename(folder / name)
-
-
-def marked_in_force(folder: Path) -> tuple[str, int] | None:
-    """Find the revision that was loaded last, whether it is stored or not, and when it
-    was marked, in nanoseconds.
-    """
-    try:
-        return os.readlink(folder / _IN_FORCE), os.lstat(folder / _IN_FORCE).st_mtime_ns
-    except OSError:
-        return None
 
 
 def revision_in_force(folder: Path) -> InForce | None:
@@ -124,7 +109,7 @@ def revision_in_force(folder: Path) -> InForce | None:
     stored completely.
     """
     try:
-        revision = os.readlink(folder / _IN_FORCE)
+        revision = (marked_in_force(folder) or ("",))[0]
         if not _REVISION.fullmatch(revision):
             return None
         raw = json.loads(
@@ -154,7 +139,7 @@ def store_revision(
             os.utime(place)  # the newest are those loaded last
         return
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    unfinished = folder / f".{revision}.{os.getpid()}{_UNFINISHED}"
+    unfinished = folder / f".{revision}.{os.getpid()}{UNFINISHED}"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         _write(sources, unfinished, folder, list_cache)
@@ -213,7 +198,7 @@ def read_revision(folder: Path, revision: str) -> Sources:
 
 def compiled_lists(folder: Path, revision: str) -> Path:
     """Name the folder that holds the compiled lists of a stored revision."""
-    return folder / revision / _LISTS
+    return folder / revision / LISTS
 
 
 def stored_revisions(folder: Path) -> list[StoredRevision]:
@@ -257,9 +242,7 @@ def _is_complete(place: Path, sources: Sources) -> bool:
         ]
         contents += [(place / _PRESETS / name).read_bytes() for name in sources.presets]
         contents += [(place / name).read_bytes() for name, _ in _beside(sources)]
-        lists = [
-            (place / _LISTS / name).stat().st_size for name in _list_names(sources)
-        ]
+        lists = [(place / LISTS / name).stat().st_size for name in _list_names(sources)]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     beside = (document for _, document in _beside(sources))
@@ -305,7 +288,7 @@ def _digests(documents: Mapping[str, Document]) -> dict[str, str]:
 
 
 def _list_names(sources: Sources) -> set[str]:
-    return {f"{file.digest}{_LIST_SUFFIX}" for file in sources.lists.values()}
+    return {f"{file.digest}{LIST_SUFFIX}" for file in sources.lists.values()}
 
 
 def _write(
@@ -313,7 +296,7 @@ def _write(
 ) -> None:
     earlier = [folder / revision.revision for revision in stored_revisions(folder)]
     (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
-    (place / _LISTS).mkdir(mode=0o750)
+    (place / LISTS).mkdir(mode=0o750)
     (place / _PRESETS).mkdir(mode=0o750)
     for folder_name, documents in (
         (_DOCUMENTS, _documents(sources)),
@@ -327,8 +310,8 @@ def _write(
         _write_list(
             path,
             file.digest or "",
-            place / _LISTS,
-            [*(before / _LISTS for before in earlier), list_cache],
+            place / LISTS,
+            [*(before / LISTS for before in earlier), list_cache],
         )
     (place / _MANIFEST).write_text(_manifest(sources))
 
@@ -347,7 +330,7 @@ def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
 
 
 def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) -> None:
-    name = f"{digest}{_LIST_SUFFIX}"
+    name = f"{digest}{LIST_SUFFIX}"
     for place in filter(None, places):
         with suppress(OSError):  # not there, or on another disk
             return os.link(place / name, to / name)
@@ -374,6 +357,16 @@ def _put(unfinished: Path, place: Path) -> None:
             unfinished.rename(place)
 
 
+def _publish(file: Path, publication: bytes) -> None:
+    """Write what helpers read, unless it is there; and remove that of older ones."""
+    with suppress(OSError):
+        if file.read_bytes() == publication:
+            return
+    replace_file(file, publication)
+    for revision in stored_revisions(file.parents[1])[_PUBLISHED_AT_MOST:]:
+        publication_file(file.parents[1], revision.revision).unlink(missing_ok=True)
+
+
 def _prune(folder: Path, newest: str) -> None:
     room = _BYTES_AT_MOST
     seen: set[tuple[int, int]] = set()
@@ -389,7 +382,7 @@ def _prune(folder: Path, newest: str) -> None:
             places[is_grant] > _REVISIONS_AT_MOST or room < 0
         ):
             shutil.rmtree(folder / revision.revision, ignore_errors=True)
-    for path in folder.glob(f".*{_UNFINISHED}"):
+    for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
@@ -421,14 +414,11 @@ _TRY_AGAIN_SECONDS = 10.0
 _REVISION = re.compile(r"[0-9a-f]{12}")
 _MANIFEST = "sources.json"
 _BYTES_OF_A_FILE = 16 << 20  # as of a policy file
-_IN_FORCE = "in-force"
 _DOCUMENTS = "policy"
 _PRESETS = "presets"
 _GRANTED = "grants.yaml"
 _LOCAL = "local.yaml"
-_LISTS = "lists"
-_LIST_SUFFIX = ".hosts"  # as list_compiler.py names its files
-_UNFINISHED = ".part"
 _UNFINISHED_SECONDS = 3600
+_PUBLISHED_AT_MOST = 5  # requests under way name an older one
 _REVISIONS_AT_MOST = 50  # of edits, and of grants
 _BYTES_AT_MOST = 256 << 20

@@ -11,9 +11,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.errors import InvalidPublication
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.policy_store.loading import load_stored_revision
+from squidkeeper.policy.published.reader import load_published
 
 # of large policies each takes tens of MB. After an edit, requests name the revision
 # before it
@@ -57,8 +57,8 @@ class Policies:
         return current is None or current.revision == revision
 
     async def find(self, revision: str) -> CompiledPolicy | None:
-        """Return the policy of a revision, if need be from the stored ones; None if
-        there is none for three seconds.
+        """Return the policy of a revision, if need be one that was published before;
+        None if there is none for three seconds.
         """
         if found := self.at_hand(revision):
             return found
@@ -75,12 +75,12 @@ class Policies:
                 return found
             try:
                 loaded = await loop.run_in_executor(
-                    self._pool, load_stored_revision, self._revisions, revision
+                    self._pool, load_published, self._revisions, revision
                 )
             except OSError:
                 await asyncio.sleep(_TRY_EVERY_SECONDS)
                 continue
-            except PolicyError:
+            except InvalidPublication:
                 return None
             self._keep(loaded)
             return loaded

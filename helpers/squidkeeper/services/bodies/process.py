@@ -24,7 +24,7 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.services.bodies.arriving import Arriving
 from squidkeeper.services.bodies.denials import DenialTurns, Pages
 from squidkeeper.services.bodies.judge import BodyJudge
@@ -77,11 +77,8 @@ def run_bodies(options: BodiesOptions) -> None:
     answer_while_loading()
     give_large_blocks_back()
     revisions = options.state / "revisions"
-    watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
-        options.directory,
-        options.state / "lists",
-        lambda compiled: compiled,
-        follows=revisions,
+    watcher: PolicyReader[CompiledPolicy] = PolicyReader(
+        options.directory, revisions, lambda compiled: compiled
     )
     counting = HelperCounters(
         BODIES, options.state / BODIES_FOLDER, lambda: watcher.state
@@ -103,14 +100,14 @@ def give_large_blocks_back() -> None:
 
 async def _run(
     options: BodiesOptions,
-    watcher: PolicyWatcher[CompiledPolicy],
+    watcher: PolicyReader[CompiledPolicy],
     counting: HelperCounters,
     revisions: Path,
 ) -> None:
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     loop.set_exception_handler(_report)
     judge = _new_judge(loop, options, watcher, counting, revisions)
-    if watcher.current is not None and watcher.current.source.meters:
+    if watcher.current is not None and watcher.current.index.meters:
         # it writes what a killed process has counted and not written
         judge.settler.tick()
     host, port = options.listen
@@ -139,7 +136,7 @@ async def _run(
 def _new_judge(
     loop: asyncio.AbstractEventLoop,
     options: BodiesOptions,
-    watcher: PolicyWatcher[CompiledPolicy],
+    watcher: PolicyReader[CompiledPolicy],
     counting: HelperCounters,
     revisions: Path,
 ) -> BodyJudge:

@@ -29,7 +29,7 @@ from squidkeeper.base.squid_version import squid_version
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.hosts import Network
-from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.record.export_status import read_exports
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
@@ -54,6 +54,7 @@ from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_fi
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.drained import drained_since
+from squidkeeper.serving.helpers.publisher_child import PublisherChild
 from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.store_settings import quota_store_file
@@ -161,11 +162,12 @@ class Exporter:
         self._store = CheckpointStore(options.state / "exporter")
         self._store_certificate = StoreCertificate(options.directory)
         self._counts = GatewayCounts(options.directory, options.state)
-        self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
+        publisher = PublisherChild(options.directory, options.state)
+        self._watcher: PolicyReader[CompiledPolicy] = PolicyReader(
             options.directory,
-            options.state / "lists",
-            lambda compiled: compiled,
             options.state / "revisions",
+            lambda compiled: compiled,
+            publisher.ensure,
         )
 
     def run(self) -> None:

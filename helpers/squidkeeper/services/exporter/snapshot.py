@@ -13,7 +13,7 @@ from squidkeeper.base.squid_counters import SquidCounters
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.policy.language.model import Policy
 from squidkeeper.policy.language.secret_sources import fetched_secrets
-from squidkeeper.policy.policy_store.policy_state import PolicyState
+from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.record.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.record.export_status import ExportStatus
 from squidkeeper.services.exporter.certificate import Certificate

@@ -22,7 +22,7 @@ from squidkeeper.policy.language.secret_sources import (
     fetched_secrets,
     source_key,
 )
-from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.services.fetching.renewal import SUFFIX, FetchedSecret, Renewal
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetch_status import FILE, format_fetch_report
@@ -60,18 +60,16 @@ def run_fetching(options: FetchingOptions) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold secrets
     folder = options.run / FOLDER
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    watcher: PolicyWatcher[Secrets] = PolicyWatcher(
+    watcher: PolicyReader[Secrets] = PolicyReader(
         options.directory,
-        options.state / "lists",
+        options.state / "revisions",
         lambda compiled: compiled.source.secrets,
-        follows=options.state / "revisions",
-        without_policy="nothing is fetched",
     )
     watcher.start()
     asyncio.run(_run(Fetching(folder, options.commands), watcher))
 
 
-async def _run(fetching: Fetching, watcher: PolicyWatcher[Secrets]) -> None:
+async def _run(fetching: Fetching, watcher: PolicyReader[Secrets]) -> None:
     """Follow the policy until a signal ends the process; programs that run are killed
     then.
     """

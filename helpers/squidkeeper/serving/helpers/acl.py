@@ -5,10 +5,13 @@ the answer for a second. At request scope it asks for each URL, where the first 
 said that the URL decides.
 """
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.helper_metrics import HOST, REQUEST
@@ -39,9 +42,8 @@ from squidkeeper.policy.protocol.request import (
     parse_request,
 )
 from squidkeeper.policy.url import LONG_URL
-from squidkeeper.serving.helpers.asking import Asking
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
-from squidkeeper.serving.parts import PartsInForce
+from squidkeeper.serving.parts import PartsInForce, needed_by
 from squidkeeper.serving.replies import (
     acl_reply,
     ask_login,
@@ -52,6 +54,9 @@ from squidkeeper.serving.replies import (
     shared_reply,
     tunnel_reply,
 )
+
+if TYPE_CHECKING:
+    from squidkeeper.serving.helpers.asking import Asking
 
 _log = logging.getLogger(__name__)
 # Squid ends them by the arguments of its `acl` line, or `-`
@@ -82,7 +87,7 @@ class HostScope:
         shares: bool = False,
     ) -> None:
         self.policy = policy
-        self._in_force = PartsInForce(policy.source, in_force)
+        self._in_force = PartsInForce(needed_by(policy), in_force)
         self._shares = shares
         self._holding = 0
         # by line; shared ones by decision
@@ -162,20 +167,20 @@ class RequestScope:
     takes 11 us instead of 7.
 
     `uses` counts the uses of grants. Squid asks here once for each request, so each
-    answer is one use. `asking` gives the tickets.
+    answer is one use. `open_asking` opens the tickets, where they are needed.
     """
 
     def __init__(
         self,
         policy: CompiledPolicy,
         uses: GrantUses | None = None,
-        asking: Asking | None = None,
+        open_asking: Callable[[], Asking] | None = None,
         in_force: frozenset[str] | None = None,
     ) -> None:
         self.policy = policy
-        self._in_force = PartsInForce(policy.source, in_force)
+        self._in_force = PartsInForce(needed_by(policy), in_force)
         self._uses = uses
-        self._asking = asking
+        self._open_asking = open_asking
         self._problem = ""  # that was logged
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[object, Reply] = BoundedCache(_REQUEST_CACHE_BYTES)
@@ -188,12 +193,13 @@ class RequestScope:
             decision.rule == TICKET_PAGE and decision.allowed
         ):  # which nothing may let pass
             return (
-                self._asking.show(reply, tokens, url, self.policy)
-                if self._asking
+                self._open_asking().show(reply, tokens, url, self.policy)
+                if self._open_asking
                 else no_ticket_page(reply)
             )
-        if decision.asks and not decision.allowed and self._asking:
-            return self._asking.deny(reply, tokens, url, decision.rule, self.policy)
+        if decision.asks and not decision.allowed and self._open_asking:
+            asking = self._open_asking()
+            return asking.deny(reply, tokens, url, decision.rule, self.policy)
         return reply
 
     def _decide(self, tokens: bytes, url: str) -> Decision:

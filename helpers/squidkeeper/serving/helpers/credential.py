@@ -56,7 +56,7 @@ from squidkeeper.serving.helpers.fetched_request import (
     signature_headers,
 )
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
-from squidkeeper.serving.parts import PartsInForce
+from squidkeeper.serving.parts import PartsInForce, needed_by
 from squidkeeper.serving.replies import (
     HEADER_TOO_LONG,
     WITHOUT_HEADERS,
@@ -99,7 +99,7 @@ class Injector:
         in_force: frozenset[str] | None = None,
     ) -> None:
         self.policy = policy
-        self._in_force = PartsInForce(policy.source, in_force)
+        self._in_force = PartsInForce(needed_by(policy), in_force)
         self.secrets = SecretStore(
             policy.source.secrets, os.environ, fetched, _TRUST_SECONDS
         )

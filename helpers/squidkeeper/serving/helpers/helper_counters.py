@@ -29,7 +29,7 @@ from squidkeeper.serving.counters.layout import (
 from squidkeeper.serving.counters.writer import CounterWriter
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.policy_store.policy_state import PolicyState
+    from squidkeeper.policy.published.policy_state import PolicyState
 
 _OVERFLOW = {"rule": OTHER, "credential": OTHER, "quota": OTHER}
 _BEAT_EVERY_SECONDS = 1.0

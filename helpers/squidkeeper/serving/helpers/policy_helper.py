@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.protocol.lines import (
     LineBuffer,
     Reply,
@@ -21,6 +20,7 @@ from squidkeeper.policy.protocol.lines import (
     reply_limit,
     split_channel,
 )
+from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
 from squidkeeper.serving.helpers.client_shares import LOOK_UP_SECONDS, ClientShares
@@ -33,6 +33,7 @@ from squidkeeper.serving.helpers.loop import (
     serve_requests,
     take_output,
 )
+from squidkeeper.serving.helpers.publisher_child import PublisherChild
 from squidkeeper.serving.replies import JUDGED_LATER, broken_reply, judged_late
 
 T = TypeVar("T")
@@ -71,7 +72,8 @@ def run(
     answer_while_loading()
     output = take_output()
     once = write_to_cache_log()
-    live = PolicyWatcher(directory, state / "lists", prepare, state / "revisions")
+    publisher = PublisherChild(directory, state)
+    live = PolicyReader(directory, state / "revisions", prepare, publisher.ensure)
     counting = HelperCounters(helper, state, lambda: live.state)
     StuckWatchdog(lambda: counting.at).start()
     counting.begin()

@@ -1,0 +1,52 @@
+"""Where a policy is published: a folder for each revision, and a link to the one in
+force.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+LISTS: Final = "lists"
+LIST_SUFFIX: Final = ".hosts"
+UNFINISHED: Final = ".part"
+_IN_FORCE: Final = "in-force"
+_PUBLICATION: Final = "publication-1"  # the number is the format's
+_STATE: Final = "state.json"
+
+
+def publication_file(folder: Path, revision: str) -> Path:
+    """Name the file that helpers read."""
+    return folder / revision / _PUBLICATION
+
+
+def list_file(folder: Path, revision: str, digest: str) -> Path:
+    """Name a compiled list of a revision."""
+    return folder / revision / LISTS / f"{digest}{LIST_SUFFIX}"
+
+
+def state_file(folder: Path) -> Path:
+    """Name the file that tells how the files of the policy are."""
+    return folder / _STATE
+
+
+def mark_in_force(folder: Path, revision: str) -> None:
+    """Put a stored revision in force; OSError if that cannot be written."""
+    replace_link(folder, _IN_FORCE, revision)
+
+
+def replace_link(folder: Path, name: str, target: str) -> None:
+    """Make a symbolic link, or replace it whole; OSError if that cannot be written."""
+    new = folder / f".{name}.{os.getpid()}{UNFINISHED}"
+    with suppress(FileNotFoundError):
+        new.unlink()
+    new.symlink_to(target)
+    new.rename(folder / name)
+
+
+def marked_in_force(folder: Path) -> tuple[str, int] | None:
+    """Find the revision in force, and when it was marked, in nanoseconds."""
+    try:
+        return os.readlink(folder / _IN_FORCE), os.lstat(folder / _IN_FORCE).st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,130 @@
+"""The policy in force, as the process that publishes it has put it there."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from squidkeeper.base.errors import InvalidPublication
+from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.published.list_file import read_list
+from squidkeeper.policy.published.places import (
+    list_file,
+    marked_in_force,
+    publication_file,
+)
+from squidkeeper.policy.published.policy_state import PolicyState
+from squidkeeper.policy.published.publication import read_publication
+from squidkeeper.policy.published.state_file import read_state, written_at
+
+_FIRST_SECONDS = 8
+_CHECK_EVERY_SECONDS = 0.2
+_FIRST_CHECK_EVERY_SECONDS = 0.02
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def load_published(folder: Path, revision: str) -> CompiledPolicy:
+    """Read a revision that was published; OSError where it is not there,
+    `InvalidPublication` where it cannot be read.
+    """
+    policy = read_publication(
+        publication_file(folder, revision),
+        lambda digest: read_list(list_file(folder, revision, digest)),
+    )
+    if policy.revision != revision:
+        raise InvalidPublication(f"{revision} holds revision {policy.revision}")
+    return policy
+
+
+class PolicyReader(Generic[T]):
+    """The policy in force, as what `prepare` makes of it; None while there is none.
+
+    `current` and `state` are replaced whole: take `current` once for each line, and use
+    that until the line is done. A publication that cannot be read denies: `current` is
+    None until another one is in force.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        folder: Path,
+        prepare: Callable[[CompiledPolicy], T],
+        each_check: Callable[[], None] | None = None,
+    ) -> None:
+        self.current: T | None = None
+        self._own = PolicyState(faults=(_not_read(directory),))
+        self.state = self._own
+        self._directory = directory
+        self._folder = folder
+        self._prepare = prepare
+        self._each_check = each_check
+        self._marked: tuple[str, int] | None = None
+        self._state_written: int | None = None
+
+    def start(self) -> None:
+        """Follow what is in force, in a thread that ends with the process; wait for the
+        first policy, up to 8 s.
+        """
+        checked = threading.Event()
+        threading.Thread(
+            target=self._follow, args=(checked,), name="policy", daemon=True
+        ).start()
+        if not checked.wait(_FIRST_SECONDS):
+            _log.error("%s: no policy after %d s", self._directory, _FIRST_SECONDS)
+
+    def check(self) -> None:
+        """Read what is in force, where another revision is."""
+        if self._each_check:
+            self._each_check()
+        marked = marked_in_force(self._folder)
+        if marked is not None and marked != self._marked:
+            self._marked = marked
+            self._read(marked[0])
+        written = written_at(self._folder)
+        if written != self._state_written or self.state is self._own:
+            self._state_written = written
+            self.state = self._joined()
+
+    def _follow(self, checked: threading.Event) -> None:
+        while True:
+            self.check()
+            if self.current is not None or self._is_settled():
+                checked.set()
+            time.sleep(
+                _CHECK_EVERY_SECONDS if checked.is_set() else _FIRST_CHECK_EVERY_SECONDS
+            )
+
+    def _is_settled(self) -> bool:
+        """Whether waiting helps nothing: the files do not load."""
+        codes = {fault.code for fault in self.state.faults}
+        return bool(codes) and FaultCode.NOT_READ not in codes
+
+    def _read(self, revision: str) -> None:
+        try:
+            self.current = self._prepare(load_published(self._folder, revision))
+        except (OSError, InvalidPublication) as error:
+            self.current = None
+            place = Location(str(publication_file(self._folder, revision)))
+            fault = Fault(place, FaultCode.NOT_READ, str(error))
+            self._own = PolicyState(faults=(fault,))
+            _log.error("revision %s denies everything: %s", revision, error)
+            return
+        self._own = PolicyState(revision, time.time(), ok=True)
+        _log.info("%s: revision %s is in force", self._directory, revision)
+
+    def _joined(self) -> PolicyState:
+        """Join what this process has read with what the publisher says of the files."""
+        told = read_state(self._folder)
+        if told is None or (self._own.faults and self._marked):
+            return self._own
+        return replace(told, revision=self._own.revision, loaded=self._own.loaded)
+
+
+def _not_read(directory: Path) -> Fault:
+    place = Location(str(directory))
+    return Fault(place, FaultCode.NOT_READ, "the policy is not read yet")

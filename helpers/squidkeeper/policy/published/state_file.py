@@ -1,0 +1,49 @@
+"""How the files of the policy are, as the process that publishes it says."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from squidkeeper.base.atomic_write import HeartbeatFile
+from squidkeeper.base.untrusted_file import read_untrusted
+from squidkeeper.policy.published.places import state_file
+from squidkeeper.policy.published.policy_state import PolicyState
+
+_LARGEST_BYTES: Final = 4 << 20
+_FAULTS_AT_MOST: Final = 1_000
+
+
+class StateWriter:
+    """Writes the state where it differs, and else the time, as a sign of life."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = HeartbeatFile(state_file(folder))
+
+    def write(self, state: PolicyState) -> None:
+        """Write a state; OSError if that is not possible."""
+        shown = replace(
+            state,
+            faults=state.faults[:_FAULTS_AT_MOST],
+            warnings=state.warnings[:_FAULTS_AT_MOST],
+        )
+        self._file.write(msgspec.json.encode(shown))
+
+
+def read_state(folder: Path) -> PolicyState | None:
+    """Read the state; None where there is none that can be read."""
+    try:
+        content = read_untrusted(state_file(folder), _LARGEST_BYTES)
+        return msgspec.json.decode(content, type=PolicyState)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def written_at(folder: Path) -> int | None:
+    """Tell which file of a state there is: another one has another number."""
+    try:
+        return os.stat(state_file(folder)).st_ino
+    except OSError:
+        return None

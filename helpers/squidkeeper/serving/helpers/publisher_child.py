@@ -1,0 +1,77 @@
+"""Starts the process that publishes the policy, where no other process does."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_EVERY_SECONDS: Final = 1.0
+_LOCK: Final = "publisher.lock"
+
+
+class PublisherChild:
+    """The publisher of a policy, as a child of this process; `ensure` is called often.
+
+    The child ends when its standard input does, so it never outlives this process.
+    """
+
+    def __init__(self, directory: Path, state: Path) -> None:
+        self._folder = state / "revisions"
+        self._command = [
+            *(sys.executable, "-P", "-m", "squidkeeper", "publish"),
+            *("--policy", str(directory), "--state", str(state)),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._due = 0.0
+
+    def ensure(self) -> None:
+        """Start a publisher where the lock is free."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + _EVERY_SECONDS
+        runs = self._process is not None and self._process.poll() is None
+        if not runs and publisher_lock_is_free(self._folder):
+            self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        with suppress(OSError):  # no memory: tried again
+            return subprocess.Popen(  # noqa: S603 - our own program
+                self._command,
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+            )
+        return None
+
+
+def taken_publisher_lock(folder: Path) -> int | None:
+    """Take the lock of whoever publishes: a descriptor; None where another process has
+    it, or this one cannot write there.
+    """
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        descriptor = os.open(
+            folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def publisher_lock_is_free(folder: Path) -> bool:
+    """Whether this process could publish, and no other does."""
+    lock = taken_publisher_lock(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None

@@ -1,0 +1,58 @@
+"""The process that reads the files of a policy, and publishes what helpers decide by.
+
+One process of a gateway does so: the one that holds a lock in the folder of revisions.
+A helper that finds the lock free starts one, as its child. The child ends with it, and
+another helper starts the next.
+"""
+
+import os
+import select
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.published.publication import write_publication
+from squidkeeper.policy.published.state_file import StateWriter
+from squidkeeper.serving.helpers.publisher_child import taken_publisher_lock
+from squidkeeper.serving.parts import needed_keys
+
+_CHECK_EVERY_SECONDS: Final = 0.2
+_BEAT_EVERY_SECONDS: Final = 1.0
+
+
+def run_publisher(directory: Path, state: Path) -> None:
+    """Publish the policy until standard input ends; return at once where another
+    process publishes it.
+    """
+    folder = state / "revisions"
+    lock = taken_publisher_lock(folder)
+    if lock is None:
+        return
+    watcher = PolicyWatcher(
+        directory, state / "lists", lambda policy: policy, folder, published=_published
+    )
+    writer = StateWriter(folder)
+    due = 0.0
+    while not _has_ended():
+        before = watcher.state
+        watcher.check()
+        watcher.store()
+        if watcher.state is not before or time.monotonic() >= due:
+            with suppress(OSError):  # a full disk: readers go on with what is in force
+                writer.write(watcher.state)
+            due = time.monotonic() + _BEAT_EVERY_SECONDS
+    os.close(lock)
+
+
+def _published(policy: CompiledPolicy) -> bytes:
+    return write_publication(policy, needed_keys(policy.source))
+
+
+def _has_ended() -> bool:
+    """Wait for the next check; return whether standard input has ended."""
+    readable, _, _ = select.select([sys.stdin], [], [], _CHECK_EVERY_SECONDS)
+    return bool(readable) and not os.read(sys.stdin.fileno(), 1)
