@@ -920,7 +920,7 @@ def read(file: Path) -> str:
 
 
 @pytest.mark.system
-def test_a_policy_that_does_not_load_is_told_as_what_it_means_for_fetching(
+def test_a_policy_that_does_not_load_is_told_by_the_publisher(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "policy.yaml").write_text("version: 2\n")
@@ -936,9 +936,8 @@ def test_a_policy_that_does_not_load_is_told_as_what_it_means_for_fetching(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         try:
-            assert (
-                process.stderr.readline()
-                == f"squidkeeper: {tmp_path} does not load, nothing is fetched:\n"
+            assert process.stderr.readline().endswith(
+                f"squidkeeper: {tmp_path} does not load, everything is denied:\n"
             )
         finally:
             process.terminate()

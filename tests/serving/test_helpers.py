@@ -784,7 +784,7 @@ def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavail
     }
     secrets = (b"s3cret-token", b'pass word%"', b"xxxxxxxxxx")
     files = [path for path in state.rglob("*") if path.is_file()]
-    assert len(files) == 4
+    assert len(files) == 8
     assert not any(secret in path.read_bytes() for path in files for secret in secrets)
 
 
@@ -980,12 +980,14 @@ def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     assert (tmp_path / "announced").stat().st_size == 0
 
 
-def test_without_a_state_folder_each_helper_says_everything(
+def test_without_a_state_folder_the_policy_is_published_in_memory(
     start: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "state").write_text("no folder")
-    helpers = [start(*SCOPES["host"]), start(*SCOPES["request"])]
-    assert all("is in force" in helper.end()[1] for helper in helpers)
+    first, second = start(*SCOPES["host"]), start(*SCOPES["host"])
+    for helper in (first, second):
+        assert " OK rule_=open" in helper.ask(f"1 {place('open.example')}")
+    assert "is in force" in first.end()[1]
 
 
 def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(

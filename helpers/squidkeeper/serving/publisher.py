@@ -15,6 +15,7 @@ from typing import Final
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy.published.places import published_folder
 from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.policy.published.state_file import StateWriter
 from squidkeeper.serving.helpers.publisher_child import taken_publisher_lock
@@ -28,7 +29,7 @@ def run_publisher(directory: Path, state: Path) -> None:
     """Publish the policy until standard input ends; return at once where another
     process publishes it.
     """
-    folder = state / "revisions"
+    folder = published_folder(directory, state)
     lock = taken_publisher_lock(folder)
     if lock is None:
         return

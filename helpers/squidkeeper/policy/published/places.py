@@ -4,15 +4,44 @@ force.
 
 import os
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Final
 
 LISTS: Final = "lists"
 LIST_SUFFIX: Final = ".hosts"
 UNFINISHED: Final = ".part"
 _IN_FORCE: Final = "in-force"
+_REVISIONS: Final = "revisions"
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder in it is ours alone
 _PUBLICATION: Final = "publication-1"  # the number is the format's
 _STATE: Final = "state.json"
+
+
+def published_folder(directory: Path, state: Path) -> Path:
+    """Return where the policy of a directory is published, for an account that may
+    publish it: in the state folder, or in memory where that cannot be written.
+    """
+    folder = state / _REVISIONS
+    if folder.is_dir() or _makes(folder, 0o750):
+        return folder
+    name = blake2b(f"{directory.absolute()}\n{state}".encode(), digest_size=8)
+    private = _MEMORY / f"squidkeeper-{os.geteuid()}-{name.hexdigest()}"
+    _makes(private, 0o700)
+    with suppress(OSError):
+        found = os.lstat(private)
+        if S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            return private
+    return folder
+
+
+def _makes(folder: Path, mode: int) -> bool:
+    try:
+        folder.mkdir(mode=mode, parents=True)
+    except OSError:
+        return False
+    return True
 
 
 def publication_file(folder: Path, revision: str) -> Path:

@@ -59,12 +59,12 @@ class PolicyReader(Generic[T]):
         self.current: T | None = None
         self._own = PolicyState(faults=(_not_read(directory),))
         self.state = self._own
+        self._is_damaged = False
         self._directory = directory
         self._folder = folder
         self._prepare = prepare
         self._each_check = each_check
-        self._marked: tuple[str, int] | None = None
-        self._state_written: int | None = None
+        self._seen: tuple[object, object] = (None, None)
 
     def start(self) -> None:
         """Follow what is in force, in a thread that ends with the process; wait for the
@@ -81,14 +81,13 @@ class PolicyReader(Generic[T]):
         """Read what is in force, where another revision is."""
         if self._each_check:
             self._each_check()
-        marked = marked_in_force(self._folder)
-        if marked is not None and marked != self._marked:
-            self._marked = marked
+        marked, told = marked_in_force(self._folder), written_at(self._folder)
+        if (marked, told) == self._seen:
+            return
+        if marked is not None and marked != self._seen[0]:
             self._read(marked[0])
-        written = written_at(self._folder)
-        if written != self._state_written or self.state is self._own:
-            self._state_written = written
-            self.state = self._joined()
+        self._seen = (marked, told)
+        self.state = self._joined()
 
     def _follow(self, checked: threading.Event) -> None:
         while True:
@@ -108,19 +107,18 @@ class PolicyReader(Generic[T]):
         try:
             self.current = self._prepare(load_published(self._folder, revision))
         except (OSError, InvalidPublication) as error:
-            self.current = None
+            self.current, self._is_damaged = None, True
             place = Location(str(publication_file(self._folder, revision)))
             fault = Fault(place, FaultCode.NOT_READ, str(error))
             self._own = PolicyState(faults=(fault,))
             _log.error("revision %s denies everything: %s", revision, error)
             return
-        self._own = PolicyState(revision, time.time(), ok=True)
-        _log.info("%s: revision %s is in force", self._directory, revision)
+        self._own, self._is_damaged = PolicyState(revision, time.time(), ok=True), False
 
     def _joined(self) -> PolicyState:
         """Join what this process has read with what the publisher says of the files."""
         told = read_state(self._folder)
-        if told is None or (self._own.faults and self._marked):
+        if told is None or self._is_damaged:
             return self._own
         return replace(told, revision=self._own.revision, loaded=self._own.loaded)
 

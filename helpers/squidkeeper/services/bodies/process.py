@@ -32,6 +32,7 @@ from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.helpers.helper_counters import HelperCounters
 from squidkeeper.serving.helpers.policy_helper import answer_while_loading
+from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.helpers.throttle import Limits
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def run_bodies(options: BodiesOptions) -> None:
     answer_while_loading()
     give_large_blocks_back()
     revisions = options.state / "revisions"
-    watcher: PolicyReader[CompiledPolicy] = PolicyReader(
-        options.directory, revisions, lambda compiled: compiled
+    watcher: PolicyReader[CompiledPolicy] = follow_policy(
+        options.directory, options.state, lambda compiled: compiled
     )
     counting = HelperCounters(
         BODIES, options.state / BODIES_FOLDER, lambda: watcher.state

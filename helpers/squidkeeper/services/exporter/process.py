@@ -54,7 +54,7 @@ from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_fi
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.drained import drained_since
-from squidkeeper.serving.helpers.publisher_child import PublisherChild
+from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.store_settings import quota_store_file
@@ -162,12 +162,8 @@ class Exporter:
         self._store = CheckpointStore(options.state / "exporter")
         self._store_certificate = StoreCertificate(options.directory)
         self._counts = GatewayCounts(options.directory, options.state)
-        publisher = PublisherChild(options.directory, options.state)
-        self._watcher: PolicyReader[CompiledPolicy] = PolicyReader(
-            options.directory,
-            options.state / "revisions",
-            lambda compiled: compiled,
-            publisher.ensure,
+        self._watcher: PolicyReader[CompiledPolicy] = follow_policy(
+            options.directory, options.state, lambda compiled: compiled
         )
 
     def run(self) -> None:

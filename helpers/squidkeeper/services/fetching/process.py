@@ -31,6 +31,7 @@ from squidkeeper.serving.credentials.fetched_values import (
     VALUE_SUFFIX,
     value_file,
 )
+from squidkeeper.serving.helpers.publisher_child import follow_policy
 
 _CHECK_EVERY_SECONDS: Final = 0.2
 _REPORT_EVERY_SECONDS: Final = 1.0
@@ -60,10 +61,8 @@ def run_fetching(options: FetchingOptions) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold secrets
     folder = options.run / FOLDER
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    watcher: PolicyReader[Secrets] = PolicyReader(
-        options.directory,
-        options.state / "revisions",
-        lambda compiled: compiled.source.secrets,
+    watcher: PolicyReader[Secrets] = follow_policy(
+        options.directory, options.state, lambda compiled: compiled.source.secrets
     )
     watcher.start()
     asyncio.run(_run(Fetching(folder, options.commands), watcher))

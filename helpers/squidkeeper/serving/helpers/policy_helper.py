@@ -20,7 +20,6 @@ from squidkeeper.policy.protocol.lines import (
     reply_limit,
     split_channel,
 )
-from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.helpers.cache_log import write_to_cache_log
 from squidkeeper.serving.helpers.client_shares import LOOK_UP_SECONDS, ClientShares
@@ -33,7 +32,7 @@ from squidkeeper.serving.helpers.loop import (
     serve_requests,
     take_output,
 )
-from squidkeeper.serving.helpers.publisher_child import PublisherChild
+from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.replies import JUDGED_LATER, broken_reply, judged_late
 
 T = TypeVar("T")
@@ -72,8 +71,7 @@ def run(
     answer_while_loading()
     output = take_output()
     once = write_to_cache_log()
-    publisher = PublisherChild(directory, state)
-    live = PolicyReader(directory, state / "revisions", prepare, publisher.ensure)
+    live = follow_policy(directory, state, prepare)
     counting = HelperCounters(helper, state, lambda: live.state)
     StuckWatchdog(lambda: counting.at).start()
     counting.begin()

@@ -5,9 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.published.places import published_folder
+from squidkeeper.policy.published.reader import PolicyReader
+
+T = TypeVar("T")
 
 _EVERY_SECONDS: Final = 1.0
 _LOCK: Final = "publisher.lock"
@@ -19,8 +26,8 @@ class PublisherChild:
     The child ends when its standard input does, so it never outlives this process.
     """
 
-    def __init__(self, directory: Path, state: Path) -> None:
-        self._folder = state / "revisions"
+    def __init__(self, directory: Path, state: Path, folder: Path) -> None:
+        self._folder = folder
         self._command = [
             *(sys.executable, "-P", "-m", "squidkeeper", "publish"),
             *("--policy", str(directory), "--state", str(state)),
@@ -48,6 +55,15 @@ class PublisherChild:
                 stdout=subprocess.DEVNULL,
             )
         return None
+
+
+def follow_policy(
+    directory: Path, state: Path, prepare: Callable[[CompiledPolicy], T]
+) -> PolicyReader[T]:
+    """Follow the policy in force, and have it published where nobody else does."""
+    folder = published_folder(directory, state)
+    publisher = PublisherChild(directory, state, folder)
+    return PolicyReader(directory, folder, prepare, publisher.ensure)
 
 
 def taken_publisher_lock(folder: Path) -> int | None:
