@@ -239,8 +239,8 @@ def test_faults_are_told_once(new_gateway: NewGateway, origins: Origins) -> None
     gateway = new_gateway(OPENED).start()
     # a URL that both helpers are asked about
     curl(gateway, "https://always.example/%22")
+    wait_for(lambda: len(gateway.helpers("acl")) >= 2, "both helpers")
     helpers = gateway.helpers("acl")
-    assert len(helpers) >= 2
     gateway.write("policy.yaml", OPENED + "rulez: []\n")
     wait_for(lambda: "rulez" in gateway.cache_log(), "the fault in cache.log")
     gateway.write("policy.yaml", CLOSED)
