@@ -746,7 +746,7 @@ def _compile_and_die(path: Path, digest: str, cache: Path, patch: str) -> None:
     ("patch", "left"),
     [
         ("squidkeeper.policy.policy_store.list_compiler._Compiler.summary", 0),
-        ("squidkeeper.policy.policy_store.list_compiler.zlib.crc32", 1),
+        ("squidkeeper.policy.published.list_file.zlib.crc32", 1),
     ],
 )
 def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(

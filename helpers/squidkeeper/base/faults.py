@@ -62,6 +62,8 @@ class FaultCode(StrEnum):
     SECRET_CYCLE = "secret-cycle"  # noqa: S105 - a code
     SECRET_HOST = "secret-host"  # noqa: S105 - a code
     LOCAL_ONLY = "local-only"
+    ANY_CLIENT = "any-client"
+    CLOSED_TO_SQUID = "closed-to-squid"
     TEST_FAILED = "test-failed"
     RELOAD_GATED = "reload-gated"
     INTERNAL_ERROR = "internal-error"
@@ -91,7 +93,6 @@ class FaultCode(StrEnum):
     NOT_SHARED = "not-shared"
     RESOLVED_UPSTREAM = "resolved-upstream"
     REWRITE_UPSTREAM = "rewrite-upstream"
-    ANY_CLIENT = "any-client"
     TEXT_CUT = "text-cut"
     LIST_LINES_IGNORED = "list-lines-ignored"
     LIST_EMPTY = "list-empty"
@@ -100,7 +101,6 @@ class FaultCode(StrEnum):
     SECRET_UNREADABLE = "secret-unreadable"  # noqa: S105 - a code
     SECRET_INVALID = "secret-invalid"  # noqa: S105 - a code
     SECRET_UNWATCHED = "secret-unwatched"  # noqa: S105 - a code
-    CLOSED_TO_SQUID = "closed-to-squid"
     NOT_RENDERED = "not-rendered"
     RELOAD_UNJUDGED = "reload-unjudged"
     EXTRA_MISSING = "extra-missing"

@@ -94,7 +94,9 @@ class OpenWrites:
         }
         watched = {
             self._add(folder, _FOLDER_EVENTS)
-            for folder in {*map(str, folders), *_real_folders(self._files)}
+            for folder in dict.fromkeys(
+                [*map(str, folders), *_real_folders(self._files)]
+            )
         }
         self._descriptors = {path: self._watch_file(path) for path in self._files}
         self._forget_all_but(watched | set(self._descriptors.values()))
