@@ -116,7 +116,7 @@ class PolicyReader(Generic[T]):
         self._own, self._is_damaged = PolicyState(revision, time.time(), ok=True), False
 
     def _joined(self) -> PolicyState:
-        """Join what this process has read with what the publisher tells about the files."""
+        """Join what was read here with what the publisher tells about the files."""
         told = read_state(self._folder)
         if told is None or self._is_damaged:
             return self._own
