@@ -66,6 +66,7 @@ NOT_MADE_HERE = {
     "SquidkeeperCasDiffer",
     "SquidkeeperDrained",
     "SquidkeeperHelperUncounted",
+    "SquidkeeperHelpersOutdated",
     "SquidkeeperSquidCrashed",
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",
@@ -499,7 +500,6 @@ def make_faults_under_load(watched: Watched) -> None:
             "StateNotWritable",
             "HelperStuck",
             "HelperRestarts",
-            "HelpersOutdated",
         )
         more = ("RecordInvalidLines", "ReloadFailed", "DiskSpaceLow", "RecordSilent")
         watched.wait_until_fired(*fired, *more, again=again)

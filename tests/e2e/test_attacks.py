@@ -44,7 +44,7 @@ rules:
   - {name: paths, action: allow, hosts: [paths.example]}
   - {name: good, action: allow, hosts: [good.example, user.example]}
   - {name: other, action: allow, hosts: [other.example], paths: [/open/**]}
-  - {name: reads, action: allow, hosts: [reads.example], methods: [GET, HEAD]}
+  - {name: reads, action: allow, hosts: [reads.example], methods: [GET, HEAD], connections: shared}
   - {name: api, action: allow, hosts: [api.example], paths: [/v1/**], methods: [GET, POST, OPTIONS]}
   - {name: secure, action: allow, hosts: [secure.example], schemes: [https]}
   - {name: for-others, action: allow, clients: [nobody], hosts: [nobody.example]}

@@ -955,13 +955,6 @@ def test_what_one_helper_alone_sees_is_said_by_it(start: Start) -> None:
     assert sum("is in force" in line for line in told) == 1
 
 
-def test_a_helper_that_starts_when_another_has_ended_says_what_is_in_force(
-    start: Start,
-) -> None:
-    for _ in range(2):
-        assert "is in force" in start(*SCOPES["host"]).end()[1]
-
-
 def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     once = cache_log.OncePerGateway()
     once.open(tmp_path)
