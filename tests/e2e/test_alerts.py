@@ -553,8 +553,8 @@ def log_no_more(gateway: Gateway) -> None:
 
 
 def make_faults_of_the_exporter(watched: Watched) -> None:
-    """It does not run; then it starts without Squid, with a bad policy, and with
-    another log that it may not read.
+    """It does not run; then it starts without Squid, with a bad policy where none was
+    in force, and with another log that it may not read.
     """
     watched.exporter.stop()
     watched.gateway.stop()
@@ -566,6 +566,7 @@ def make_faults_of_the_exporter(watched: Watched) -> None:
     watched.log.unlink()
     watched.log.write_bytes(last_line)
     watched.log.chmod(0)
+    shutil.rmtree(watched.gateway.root / "state/revisions")
     watched.exporter.start()
     watched.wait_until_fired("NoPolicy", "RecordUnreadable", "SquidDown")
     watched.log.chmod(0o644)

@@ -280,7 +280,7 @@ WRONG = {
     "policy-not-loaded": (
         with_faults(FAULT),
         "does not load: 1 fault; policy.yaml:41:11: '.org' is a wildcard, expected '.example.org' [invalid-host]; "
-        "revision 9f31c2a7b04e stays in force in helpers that run; one that starts now has none",
+        "revision 9f31c2a7b04e stays in force",
     ),
     "observing": (
         observing(3),
@@ -373,6 +373,10 @@ WRONG = {
     "access-log-behind": (
         replace(WELL, backlog_bytes=20_000_000),
         "20 MB are not counted yet",
+    ),
+    "policy-not-published": (
+        replace(WELL, publisher_silent_seconds=16.0),
+        "Edits of the policy do not come into force: nobody publishes them.",
     ),
     "maintenance-not-running": (
         replace(WELL, maintenance=MaintenanceStatus(runs=False)),

@@ -15,6 +15,7 @@ class FaultCode(StrEnum):
     UNREADABLE = "unreadable"
     PERMISSION_DENIED = "permission-denied"
     BEING_WRITTEN = "being-written"
+    NOT_PUBLISHED = "not-published"
     NOT_READ = "not-read"
     TRUNCATED = "truncated"
     END_NOT_LAST = "end-not-last"

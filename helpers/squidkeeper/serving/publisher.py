@@ -10,12 +10,15 @@ import select
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.published.places import published_folder
+from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.policy.published.state_file import StateWriter
 from squidkeeper.serving.helpers.publisher_child import taken_publisher_lock
@@ -44,9 +47,21 @@ def run_publisher(directory: Path, state: Path) -> None:
         watcher.store()
         if watcher.state is not before or time.monotonic() >= due:
             with suppress(OSError):  # a full disk: readers go on with what is in force
-                writer.write(watcher.state)
+                writer.write(_state(watcher, folder))
             due = time.monotonic() + _BEAT_EVERY_SECONDS
     os.close(lock)
+
+
+def _state(watcher: PolicyWatcher[CompiledPolicy], folder: Path) -> PolicyState:
+    """Return how the files are; a revision that cannot be published is not in force."""
+    if not watcher.store_problem:
+        return watcher.state
+    message = (
+        f"revision {watcher.state.revision} cannot be published: "
+        f"{watcher.store_problem}: make room, or let Squid's account write there"
+    )
+    fault = Fault(Location(str(folder)), FaultCode.NOT_PUBLISHED, message)
+    return replace(watcher.state, ok=False, faults=(fault,))
 
 
 def _published(policy: CompiledPolicy) -> bytes:

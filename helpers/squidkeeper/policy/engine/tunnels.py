@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.policy.engine.decision import Decision, deny
 from squidkeeper.policy.engine.fields import holds_for_host
-from squidkeeper.policy.language.model import DIRECT, Action, HostFacts, Policy, Rule
-from squidkeeper.policy.language.sharing import SHARED
+from squidkeeper.policy.language.model import (
+    DIRECT,
+    SHARED,
+    Action,
+    HostFacts,
+    Policy,
+    Rule,
+)
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode
 
 if TYPE_CHECKING:

@@ -52,6 +52,7 @@ SHORTEST_WATCHED = 8
 _HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the key of an upstream
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
+SHARED: Final = "shared"  # `connections` of a rule
 DIRECT = "direct"  # the key of what goes past every parent
 SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
 SEALED_REFUSED = "sealed-token-refused"

@@ -7,13 +7,13 @@ overlaps with the rule.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Final
 
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.hosts import parse_host_pattern
 from squidkeeper.policy.language.methods import BODILESS
 from squidkeeper.policy.language.model import (
     DIRECT,
+    SHARED,
     Action,
     Credential,
     Policy,
@@ -25,7 +25,6 @@ from squidkeeper.policy.language.overlaps import covers
 from squidkeeper.policy.language.passthrough import overlap
 from squidkeeper.policy.url import bracketed, parse_authority
 
-SHARED: Final = "shared"
 _Entry = Rule | Credential | Route
 _NOT_BESIDE = (
     "tls: passthrough, websocket: true and private: true cannot stand beside it"

@@ -180,7 +180,7 @@ class PolicyWatcher(Generic[T]):
             directory, revisions or follows, follows=revisions is None
         )
         self._files: FileWatch | None = None
-        self._watch_problem = self._store_problem = self._gate_problem = ""
+        self._watch_problem = self.store_problem = self._gate_problem = ""
         self._refused = ""
         self._previous: InForce | None = None
         self._started_with_previous = False
@@ -234,10 +234,15 @@ class PolicyWatcher(Generic[T]):
             self._writer.write()
         except Exception as error:  # noqa: BLE001 - nor may a revision that we fail to store end the watch
             problem = str(error) if isinstance(error, OSError) else describe(error)
-            if problem != self._store_problem:
-                why = "is not stored, so requests cannot be checked against it"
-                _log.warning("revision %s %s: %s", self.state.revision, why, problem)
-            self._store_problem = problem
+            if problem != self.store_problem:
+                _log.error(
+                    "revision %s cannot be published, so it is not in force: %s",
+                    self.state.revision,
+                    problem,
+                )
+            self.store_problem = problem
+        if not self._writer.is_pending:
+            self.store_problem = ""
 
     def _watch(self, checked: threading.Event) -> None:
         self.check()

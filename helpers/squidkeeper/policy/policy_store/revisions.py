@@ -81,6 +81,11 @@ class RevisionWriter:
         self._pending: tuple[Sources, str, bytes] | None = None
         self._try_at = 0.0
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether what was loaded last is not stored yet."""
+        return self._pending is not None
+
     def loaded(self, sources: Sources, revision: str, publication: bytes = b"") -> None:
         """Note a revision that was loaded; `write` stores it, and its publication."""
         self._pending = (sources, revision, publication)
@@ -364,7 +369,11 @@ def _publish(file: Path, publication: bytes) -> None:
             return
     replace_file(file, publication)
     for revision in stored_revisions(file.parents[1])[_PUBLISHED_AT_MOST:]:
-        publication_file(file.parents[1], revision.revision).unlink(missing_ok=True)
+        older = publication_file(file.parents[1], revision.revision)
+        with suppress(FileNotFoundError):
+            older.unlink()
+            # its folder still tells when it was loaded last
+            os.utime(older.parent, (revision.loaded, revision.loaded))
 
 
 def _prune(folder: Path, newest: str) -> None:

@@ -61,7 +61,7 @@ class PolicyReader(Generic[T]):
         self.state = self._own
         self._is_damaged = False
         self._directory = directory
-        self._folder = folder
+        self.folder = folder
         self._prepare = prepare
         self._each_check = each_check
         self._seen: tuple[object, object] = (None, None)
@@ -81,7 +81,7 @@ class PolicyReader(Generic[T]):
         """Read what is in force, where another revision is."""
         if self._each_check:
             self._each_check()
-        marked, told = marked_in_force(self._folder), written_at(self._folder)
+        marked, told = marked_in_force(self.folder), written_at(self.folder)
         if (marked, told) == self._seen:
             return
         if marked is not None and marked != self._seen[0]:
@@ -105,10 +105,10 @@ class PolicyReader(Generic[T]):
 
     def _read(self, revision: str) -> None:
         try:
-            self.current = self._prepare(load_published(self._folder, revision))
+            self.current = self._prepare(load_published(self.folder, revision))
         except (OSError, InvalidPublication) as error:
             self.current, self._is_damaged = None, True
-            place = Location(str(publication_file(self._folder, revision)))
+            place = Location(str(publication_file(self.folder, revision)))
             fault = Fault(place, FaultCode.NOT_READ, str(error))
             self._own = PolicyState(faults=(fault,))
             _log.error("revision %s denies everything: %s", revision, error)
@@ -117,7 +117,7 @@ class PolicyReader(Generic[T]):
 
     def _joined(self) -> PolicyState:
         """Join what was read here with what the publisher tells about the files."""
-        told = read_state(self._folder)
+        told = read_state(self.folder)
         if told is None or self._is_damaged:
             return self._own
         return replace(told, revision=self._own.revision, loaded=self._own.loaded)

@@ -41,6 +41,16 @@ def read_state(folder: Path) -> PolicyState | None:
         return None
 
 
+def silent_seconds(folder: Path, now: float) -> float:
+    """Return for how long the publisher has not written its state; infinite where it
+    never has.
+    """
+    try:
+        return now - os.stat(state_file(folder)).st_mtime
+    except OSError:
+        return float("inf")
+
+
 def written_at(folder: Path) -> int | None:
     """Tell which file of a state there is: another one has another number."""
     try:

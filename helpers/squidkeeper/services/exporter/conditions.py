@@ -52,6 +52,7 @@ from squidkeeper.serving.quotas.token_uses import NEARLY
 _SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
 _CA_WARNING: Final = timedelta(days=30)
 _CA_CRITICAL: Final = timedelta(days=7)
+_PUBLISHER_PATIENCE_SECONDS: Final = 15  # it writes once a second
 _IS_NEWS: Final = timedelta(days=1)
 _ARCHIVE_BEHIND_SECONDS: Final = 3 * 3600.0  # the alerts have the same bounds
 _ARCHIVE_FAILING_SECONDS: Final = 3600.0
@@ -297,6 +298,19 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
         yield "everything is denied"
 
 
+@_critical(
+    "policy-not-published",
+    "1m",
+    "Edits of the policy do not come into force: nobody publishes them",
+    "Read cache.log: helpers and the exporter start `squidkeeper publish`, and it ends. The revision in force"
+    " stays meanwhile.",
+    running=True,
+)
+def _policy_not_published(view: Snapshot) -> Iterator[str]:
+    if view.publisher_silent_seconds > _PUBLISHER_PATIENCE_SECONDS:
+        yield ""
+
+
 @_warning(
     "policy-not-loaded",
     "1m",
@@ -309,7 +323,7 @@ def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
         return
     told = f"{quantity(len(faults), 'fault')}; {faults[0]}"
     if revision:
-        told += f"; revision {revision} stays in force in helpers that run; one that starts now has none"
+        told += f"; revision {revision} stays in force"
     yield told
 
 
@@ -467,8 +481,8 @@ def _named(helper: HelperStatus) -> str:
     "helper-outdated",
     "1m",
     "A helper decides by an outdated policy",
-    "Run `squidkeeper check`: once the policy loads, helpers load it. If it does, read cache.log for the cause;"
-    " `squid -k reconfigure` starts new helpers.",
+    "Read cache.log: it tells why the helper cannot read what was published. `squid -k reconfigure` starts new"
+    " helpers.",
 )
 def _helper_outdated(view: Snapshot) -> Iterator[str]:
     state = view.policy_state

@@ -30,6 +30,7 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.published.reader import PolicyReader
+from squidkeeper.policy.published.state_file import silent_seconds
 from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.record.export_status import read_exports
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
@@ -283,6 +284,7 @@ class Exporter:
             state_writable=self._store.writable,
             policy=compiled.source if compiled else None,
             policy_state=self._watcher.state,
+            publisher_silent_seconds=silent_seconds(self._watcher.folder, now),
             counter_files=counter_files,
             totals=totals,
             certificate=read_certificate(options.ca),

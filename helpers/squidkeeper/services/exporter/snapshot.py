@@ -152,6 +152,7 @@ class Snapshot:
         None  # None: no client has ever asked, or that cannot be read
     )
     token_uses: tuple[TokenUse, ...] = ()
+    publisher_silent_seconds: float = 0.0  # since it has written its state
 
     @property
     def at(self) -> datetime:

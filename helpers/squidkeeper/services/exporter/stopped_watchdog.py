@@ -28,18 +28,21 @@ from squidkeeper.serving.counters.reader import CounterFile
 STOPPED_CHECKS: Final = 12
 _START_SECONDS: Final = 20.0  # longer than a stopped helper is left alone
 _COMMANDS: Final = frozenset({b"acl", *(helper.encode() for helper in HELPERS)})
+_WATCHED: Final = _COMMANDS | {b"publish"}  # whose threads wake every second too
 _SWITCHES = re.compile(r"^(?:non)?voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 HelperTurns = tuple[int, int]  # a process, and the context switches of all its threads
 
 
-def helper_processes(state: Path, user: int) -> Iterator[int]:
+def helper_processes(
+    state: Path, user: int, commands: frozenset[bytes] = _COMMANDS
+) -> Iterator[int]:
     """Yield the helper processes of an account that have this state folder, whether
     they can write there or not.
     """
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
-        program = _program(Path("/proc", str(pid)), os.fsencode(state), user)
+        program = _program(Path("/proc", str(pid)), os.fsencode(state), user, commands)
         if program and is_own(pid, state, program):
             yield pid
 
@@ -67,7 +70,9 @@ def _has_started(pid: int, now: float) -> bool:
         return False
 
 
-def _program(process: Path, state: bytes, user: int) -> Path | None:
+def _program(
+    process: Path, state: bytes, user: int, commands: frozenset[bytes]
+) -> Path | None:
     """Return what a process runs, by its command line; None: no helper with this state
     folder.
     """
@@ -80,9 +85,7 @@ def _program(process: Path, state: bytes, user: int) -> Path | None:
     if (b"--state", state) not in pairs:
         return None
     # The interpreter stands ahead of it. Whatever else starts a helper is none.
-    programs = (
-        Path(os.fsdecode(path)) for path, name in pairs[:2] if name in _COMMANDS
-    )
+    programs = (Path(os.fsdecode(path)) for path, name in pairs[:2] if name in commands)
     return next((path for path in programs if path.name == "squidkeeper"), None)
 
 
@@ -114,7 +117,7 @@ class StoppedWatchdog:
                 self._kill(seen)
 
     def _helpers(self) -> Iterator[HelperTurns]:
-        for pid in helper_processes(self._state, os.geteuid()):
+        for pid in helper_processes(self._state, os.geteuid(), _WATCHED):
             turns = _turns(pid)
             if turns is not None:
                 yield pid, turns
@@ -131,7 +134,7 @@ class StoppedWatchdog:
                 if seen in self._helpers():
                     signal.pidfd_send_signal(process, signal.SIGKILL)
                     _log.error(
-                        "helper process %d was stopped: killed it, and Squid starts another",
+                        "helper process %d was stopped: killed it, and another starts",
                         pid,
                     )
             finally:

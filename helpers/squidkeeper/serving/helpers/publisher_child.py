@@ -29,8 +29,8 @@ class PublisherChild:
     def __init__(self, directory: Path, state: Path, folder: Path) -> None:
         self._folder = folder
         self._command = [
-            *(sys.executable, "-P", "-m", "squidkeeper", "publish"),
-            *("--policy", str(directory), "--state", str(state)),
+            *_program(),
+            *("publish", "--policy", str(directory), "--state", str(state)),
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._due = 0.0
@@ -55,6 +55,16 @@ class PublisherChild:
                 stdout=subprocess.DEVNULL,
             )
         return None
+
+
+def _program() -> tuple[str, ...]:
+    """Name the program that runs: by the path that it was started by, so that the
+    process is known as this gateway's.
+    """
+    own = sys.argv[0]
+    if os.path.basename(own) == "squidkeeper" and os.access(own, os.X_OK):
+        return (own,)
+    return (sys.executable, "-P", "-m", "squidkeeper")
 
 
 def follow_policy(
