@@ -67,6 +67,7 @@ NOT_MADE_HERE = {
     "SquidkeeperDrained",
     "SquidkeeperHelperUncounted",
     "SquidkeeperHelpersOutdated",
+    "SquidkeeperPolicyNotPublished",
     "SquidkeeperSquidCrashed",
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -16,8 +17,6 @@ from tests.e2e.origin import Origins
 from tests.waiting import wait_for
 
 from .expect import POLICY
-
-EDITED = POLICY.replace("version: 1", "version: 1 # edited", 1)
 
 
 def publishers(gateway: Gateway) -> list[int]:
@@ -48,7 +47,7 @@ def another(gateway: Gateway, before: int) -> bool:
 
 def edit_comes_into_force(gateway: Gateway, exporter: Exporter) -> None:
     before = os.readlink(gateway.root / "state/revisions/in-force")
-    gateway.write("policy.yaml", EDITED)
+    gateway.write("policy.yaml", f"{POLICY}# {time.monotonic_ns()}\n")
     link = gateway.root / "state/revisions/in-force"
     wait_for(lambda: os.readlink(link) != before, "the edit to be in force")
     wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
