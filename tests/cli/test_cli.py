@@ -935,7 +935,7 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
         2,
         "the server's certificate did not cover the host",
     ),
-    ({"rule": "policy-unavailable"}, 2, "no helper answered"),
+    ({"rule": "policy-unavailable"}, 2, "the gateway could not decide it"),
     ({"rule": "not-rendered"}, 2, "lacked lines that the policy needs"),
     ({"rule": "credential-unavailable"}, 2, "a secret was unavailable"),
     ({"rule": "-", "verdict": "-"}, 2, "no helper was asked"),

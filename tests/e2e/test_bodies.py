@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -197,6 +198,51 @@ def test_a_client_that_expects_100_continue_gets_it(
         assert raw.send(body).answer().status == (200 if body is SMALL else 403)
 
 
+def test_a_client_that_leaves_while_it_is_told_to_go_on_is_not_denied(
+    gateway: Gateway, origins: Origins
+) -> None:
+    """Squid has no answer of the service then, and writes its own 100 into the log."""
+    for number in range(12):
+        path = f"http://llm.example/v1/chat/left-{number}"
+        with Raw(gateway) as raw:
+            raw.send(chat(path, SMALL, "Expect: 100-continue")[: -len(SMALL)])
+            pause(number / 1000, "another place to leave at")
+        line = gateway.logged(path)
+        assert (line["rule"], line["verdict"], line["error"]) == (
+            "-",
+            "-",
+            "ERR_CLIENT_GONE",
+        )
+    assert origins.seen == []
+
+
+def test_a_client_that_leaves_a_service_that_hangs_has_its_own_cause(
+    edited: Gateway, origins: Origins
+) -> None:
+    assert curl(edited, CHAT, *JSON, "-d", SMALL.decode()).status == 200
+    origins.seen.clear()
+    for process in edited.bodies:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        body = json.dumps({"model": "small", "text": "x" * 1_000}).encode()
+        with begun(edited, "/v1/chat/hangs", body) as raw:
+            raw.send(body[-100:])
+            wait_for(lambda: asked(edited), "the service to be asked")
+            pause(0.2, "an answer that does not come")
+        line = edited.logged("https://llm.example/v1/chat/hangs")
+    finally:
+        for process in edited.bodies:
+            process.send_signal(signal.SIGCONT)
+    assert (line["verdict"], line["error"], line["found"]) == (
+        "-",
+        "ERR_CLIENT_GONE",
+        "unavailable:body-unanswered",
+    )
+    told = edited.command("why", line["request_id"], *edited.places).stdout
+    assert "`squidkeeper bodies` did not answer" in told
+    assert origins.seen == []
+
+
 @pytest.mark.parametrize(
     "path", ["http://llm.example/v1/other", "http://none.example/x"]
 )
@@ -331,6 +377,11 @@ def test_a_revision_that_is_gone_denies(edited: Gateway, origins: Origins) -> No
         shutil.rmtree(edited.root / "state/revisions" / before)
         reply = raw.send(body[-100:]).answer()
     assert (reply.status, reply.rule) == (403, "policy-unavailable")
+    line = edited.logged("https://llm.example/v1/chat/gone")
+    assert (line["rule"], line["found"]) == (
+        "policy-unavailable",
+        "unavailable:policy-changed",
+    )
     assert origins.seen == []
 
 

@@ -53,7 +53,7 @@ def gateway(new_gateway: NewGateway) -> Gateway:
     made = new_gateway(POLICY, secrets={"key": SECRET})
     made.reads_bodies = False
     made.render()
-    made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 60", "icap_io_timeout 4")
+    made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 20", "icap_io_timeout 4")
     return made
 
 
@@ -204,6 +204,8 @@ def test_nothing_passes_when_the_service(
     assert origins.seen == []
     line = gateway.logged(url)
     assert line["verdict"] in ("deny", "allow" if "echo" in failure else "deny")
+    if "echo" not in failure and reply.status != 403:
+        assert line["found"] == "unavailable:body-unanswered"
     stub.behaves = skip
     assert post(gateway, "https://llm.example/after").status == 200
 
@@ -401,7 +403,7 @@ def test_a_service_that_is_stopped_passes_nothing(
 ) -> None:
     made = new_gateway(POLICY, secrets={"key": SECRET})
     made.render()
-    made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 60", "icap_io_timeout 10")
+    made.edit("squidkeeper.d/bodies.conf", "icap_io_timeout 20", "icap_io_timeout 10")
     made.start()
     assert post(made, "http://llm.example/before").status == 200
     made.bodies[0].send_signal(signal.SIGSTOP)

@@ -103,7 +103,21 @@ RECORDS: dict[str, dict[str, Any]] = {
         "error": "ERR_ICAP_FAILURE",
         "status": 500,
     },
-    "no-policy": {**DENIED, "rule": "policy-unavailable"},
+    "undecided": {**DENIED, "rule": "policy-unavailable"},
+    **{
+        code: {
+            **DENIED,
+            "rule": "policy-unavailable",
+            "found": f"unavailable%3A{code}",
+        }
+        for code in (
+            "no-policy",
+            "policy-changed",
+            "not-passed-on",
+            "body-over-share",
+            "body-late",
+        )
+    },
     "body": {
         **DENIED,
         "rule": "default",
@@ -149,6 +163,13 @@ RECORDS: dict[str, dict[str, Any]] = {
     "client-left": {
         **CONNECT,
         "error": "ERR_CLIENT_GONE",
+        "squid": "NONE_NONE_ABORTED/HIER_NONE",
+    },
+    "client-left-body": {
+        **NOT_JUDGED,
+        "status": 0,
+        "error": "ERR_CLIENT_GONE",
+        "found": "unavailable%3Abody-unanswered",
         "squid": "NONE_NONE_ABORTED/HIER_NONE",
     },
     "certificate-fetch": {**DENIED, "client": NONE, "rule": "invalid-request"},

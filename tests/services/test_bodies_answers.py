@@ -171,9 +171,9 @@ def test_an_answer_is_not_whole_when_the_client_leaves_or_the_origin_breaks_off(
 def test_a_silent_answer_is_kept_alive_without_a_change_of_its_body() -> None:
     service = Service()
     service.receive(answered() + PREVIEW_ENDS)
-    service.connection.check(service.connection._wrote + 19)
+    service.connection.check(service.connection._wrote + 4)
     assert service.transport.take() == b""
-    service.connection.check(service.connection._wrote + 21)
+    service.connection.check(service.connection._wrote + 6)
     assert service.transport.take() == b"0"
     # Squid reads the length 01b
     assert service.receive(format_chunk(b"x" * 27)) == format_chunk(b"x" * 27)

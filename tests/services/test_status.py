@@ -1096,7 +1096,7 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
             "credential-unavailable",
             "A credential that the request needs is unavailable.",
         ),
-        ("policy-unavailable", "The helper that answered had no policy that loads"),
+        ("policy-unavailable", "The gateway could not decide the request"),
         ("not-rendered", "lacks lines that the policy needs"),
         ("login-refused", "was revoked, or has expired"),
         ("quota", "No command: what was used decided, and not the request."),

@@ -367,7 +367,7 @@ def test_no_unit_of_one_quota_is_used_where_another_refuses(tmp_path: Path) -> N
 def test_a_request_without_a_policy_is_denied() -> None:
     assert result(answer(None, line("open.example", "rest"))) == (
         Result.ERR,
-        "policy-unavailable",
+        "unavailable:no-policy",
     )
 
 

@@ -25,6 +25,9 @@ from squidkeeper.operate.setup.log_format import log_formats
 from squidkeeper.operate.setup.rendering import named_values, template_folder
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.services.bodies.answers import _ALIVE_SECONDS
+from squidkeeper.services.bodies.connection import SILENT_SECONDS
+from squidkeeper.services.bodies.denials import _LONGEST_SECONDS
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.error_pages import files, placeholders
 from squidkeeper.serving.parts import Part, needed_keys
@@ -134,6 +137,14 @@ def test_only_the_parts_that_are_needed_are_there_and_included_in_their_order() 
     }
 
 
+def test_squid_waits_longer_for_the_service_than_the_service_for_its_turn() -> None:
+    [waits] = re.findall(
+        r"(?m)^icap_io_timeout (\d+) seconds$", TEMPLATES[part_file(Part.BODIES)]
+    )
+    assert max(_ALIVE_SECONDS, _LONGEST_SECONDS) < int(waits) <= 20
+    assert int(waits) < SILENT_SECONDS
+
+
 def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
     texts = rendered(FULL, pages=True)
     later = [
@@ -148,14 +159,14 @@ def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
     assert len(ahead) > 5
     assert sorted(ahead.values()) == sorted(
         [
-            "sk_no_answer !all",
+            "sk_no_answer sk_asks_about_body !all",
             *(line for line in later if not line.startswith("CONNECT ")),
         ]
     )
     assert re.findall(r"^acl sk_asked_ahead any-of (\S+)$", core, re.MULTILINE) == [
         *ahead
     ]
-    assert [*ahead.values()][-1] == "sk_no_answer !all", (
+    assert [*ahead.values()][-1] == "sk_no_answer sk_asks_about_body !all", (
         "what holds without an answer of the service is noted last"
     )
     assert re.findall(r"^http_access .*$", core, re.MULTILINE)[-1].endswith(

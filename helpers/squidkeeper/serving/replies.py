@@ -30,11 +30,18 @@ from squidkeeper.policy.engine import (
     deny,
     listed_text,
     mode_in_force,
+    unavailable,
 )
 from squidkeeper.policy.engine.decision import Rewritten
 from squidkeeper.policy.engine.own_host import TICKET_PAGE
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
-from squidkeeper.policy.language.model import SEALED, SEALED_REFUSED, Route
+from squidkeeper.policy.language.model import (
+    POLICY_UNAVAILABLE,
+    SEALED,
+    SEALED_REFUSED,
+    Route,
+    Unavailable,
+)
 from squidkeeper.policy.protocol.lines import LINE_LIMIT, USER_LENGTH, Reply, Result
 from squidkeeper.policy.protocol.request import (
     CONNECT,
@@ -47,17 +54,17 @@ from squidkeeper.policy.protocol.request import (
 from squidkeeper.policy.url import RECORDED_URL_LENGTH, recorded_url
 from squidkeeper.serving.counters.layout import Key, counter_key
 
-_NO_POLICY = deny(
-    "policy-unavailable",
+_NO_POLICY = unavailable(
+    Unavailable.NO_POLICY,
     "The gateway has no policy that loads, so it denies everything. Its operators must fix the policy.",
 )
 _CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
-_OTHER_PARAMETERS = deny(
-    "policy-unavailable",
+_OTHER_PARAMETERS = unavailable(
+    Unavailable.POLICY_CHANGED,
     "The policy has just changed what is added to the query of this request. Repeat the request.",
 )
-WITHOUT_HEADERS = deny(
-    "policy-unavailable",
+WITHOUT_HEADERS = unavailable(
+    Unavailable.NOT_PASSED_ON,
     "The policy reads the headers of this request, and Squid did not pass them on. Repeat the request. If it is denied"
     " again, the gateway's operators have to run install.sh.",
 )
@@ -581,10 +588,10 @@ def broken_reply(message: str, helper: str) -> Reply:
     """Tell Squid that a line could not be answered; it denies."""
     return Reply(
         Result.BH,
-        (("rule_", "policy-unavailable"), ("verdict_", "deny")),
+        (("rule_", POLICY_UNAVAILABLE), ("verdict_", "deny")),
         message,
         (
-            _decision_key(helper, "policy-unavailable", "deny"),
+            _decision_key(helper, POLICY_UNAVAILABLE, "deny"),
             counter_key(PROTOCOL_ERRORS, helper),
         ),
     )
@@ -593,11 +600,18 @@ def broken_reply(message: str, helper: str) -> Reply:
 def _decided(
     decision: Decision, policy: CompiledPolicy | None
 ) -> tuple[tuple[str, str], ...]:
-    """Write what was decided, and by which revision; without it where none
-    has loaded.
+    """Write what was decided, by which revision, and why nothing could decide; no
+    revision where none has loaded.
     """
     revision = (("revision_", policy.revision),) if policy else ()
-    return (("rule_", decision.rule), ("verdict_", str(decision.action)), *revision)
+    is_unavailable = decision.rule == POLICY_UNAVAILABLE and decision.found
+    found = (("found_", str(decision.found)),) if is_unavailable else ()
+    return (
+        ("rule_", decision.rule),
+        ("verdict_", str(decision.action)),
+        *revision,
+        *found,
+    )
 
 
 def recorded_user(user: str) -> str:
@@ -623,5 +637,5 @@ def _decision_key(helper: str, rule: str, verdict: str) -> Key:
 _HELPER, _RULE, _VERDICT = DECISIONS.labels
 _UNCHANGED = (_decision_key(REWRITE, NONE, "unchanged"),)
 NO_REWRITE_POLICY = Reply(
-    Result.ERR, counts=(_decision_key(REWRITE, "policy-unavailable", "deny"),)
+    Result.ERR, counts=(_decision_key(REWRITE, POLICY_UNAVAILABLE, "deny"),)
 )

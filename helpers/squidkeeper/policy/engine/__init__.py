@@ -7,7 +7,7 @@ it.
 from squidkeeper.policy.engine.body_scope import decide_body, listed_rules, listed_text
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.policy.engine.decide import Stage, asks_url, decide, decide_until_spent
-from squidkeeper.policy.engine.decision import Decision, deny
+from squidkeeper.policy.engine.decision import Decision, deny, unavailable
 from squidkeeper.policy.engine.tunnels import checked_tunnel, mode_in_force
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "listed_rules",
     "listed_text",
     "mode_in_force",
+    "unavailable",
 ]

@@ -1,16 +1,18 @@
 """A decision: a denial is a value, never an exception."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.model import (
+    POLICY_UNAVAILABLE,
     Action,
     Credential,
     Rewrite,
     Route,
     Rule,
     Strip,
+    Unavailable,
 )
 from squidkeeper.policy.language.prices import Metering
 from squidkeeper.policy.protocol.request import TunnelMode
@@ -156,3 +158,8 @@ def deny(rule: str, reason: str) -> Decision:
     1,000 characters.
     """
     return Decision(Action.DENY, rule, reason[:_LONGEST_REASON])
+
+
+def unavailable(why: Unavailable, reason: str) -> Decision:
+    """Deny because nothing can decide; `why` is for the record."""
+    return replace(deny(POLICY_UNAVAILABLE, reason), found=why)

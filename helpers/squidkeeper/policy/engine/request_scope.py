@@ -8,7 +8,7 @@ from functools import partial
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
-from squidkeeper.policy.engine.decision import Decision, Rewritten, deny
+from squidkeeper.policy.engine.decision import Decision, Rewritten, deny, unavailable
 from squidkeeper.policy.engine.fields import UrlFacts, holds_for_url, url_test
 from squidkeeper.policy.engine.host_scope import checked_private, deny_private
 from squidkeeper.policy.engine.observing import observe_url
@@ -19,12 +19,12 @@ from squidkeeper.policy.engine.precedence import (
     chosen_credentials,
 )
 from squidkeeper.policy.engine.target import target_url
-from squidkeeper.policy.language.model import HostFacts, Rewrite, Rule
+from squidkeeper.policy.language.model import HostFacts, Rewrite, Rule, Unavailable
 from squidkeeper.policy.url import ReadPath, Url, format_authority, parse_url, readings
 
 _SHOWN = 200  # characters of a path, on a page
-_UNREWRITTEN = deny(
-    "policy-unavailable", "The rewriter has to rewrite this request, and did not."
+_UNREWRITTEN = unavailable(
+    Unavailable.POLICY_CHANGED, "The rewriter has to rewrite this request, and did not."
 )
 
 

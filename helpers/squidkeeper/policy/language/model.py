@@ -63,8 +63,22 @@ OPENS_NONE = (
 BY_BODY = "body:"
 # in `found` of a record: how it begins where one was refused, with the reason
 SEALED = "sealed-token:"
+POLICY_UNAVAILABLE = "policy-unavailable"
+# in `found` of a record: how it begins where nothing could decide
+UNAVAILABLE = "unavailable:"
 NOT_OBSERVED = ""  # in a test: nothing is observed
 NO_REWRITE = ""  # in a test: no rewrite applies
+
+
+class Unavailable(StrEnum):
+    """Why nothing could decide a request, in `found` of its record."""
+
+    NO_POLICY = "unavailable:no-policy"
+    NOT_PASSED_ON = "unavailable:not-passed-on"
+    POLICY_CHANGED = "unavailable:policy-changed"
+    BODY_UNANSWERED = "unavailable:body-unanswered"
+    BODY_OVER_SHARE = "unavailable:body-over-share"
+    BODY_LATE = "unavailable:body-late"
 
 
 class Action(StrEnum):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.policy.language.model import BY_BODY, SEALED
+from squidkeeper.policy.language.model import BY_BODY, SEALED, UNAVAILABLE
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import parse_authority
 from squidkeeper.record.log.listing import printable, shown_field
@@ -129,7 +129,7 @@ def holds_what_it_must_not(facts: Mapping[str, Fact | None]) -> bool:
     # its text may have commas
     is_by_body = bool(names) and str(names[0]).startswith(BY_BODY)
     return not is_by_body and any(
-        not str(name).startswith(("quota", SEALED)) for name in names
+        not str(name).startswith(("quota", UNAVAILABLE, SEALED)) for name in names
     )
 
 

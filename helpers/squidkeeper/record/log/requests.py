@@ -28,7 +28,7 @@ _SNI: Final = 6  # the place of its token; the tunnel's comes next
 _DENIED, _OK = "TCP_DENIED", 200
 NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record and policy
     NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
-    "policy-unavailable": "no helper answered, or none had a policy",
+    "policy-unavailable": "the gateway could not decide it: `squidkeeper why` says why",
     "credential-unavailable": "a secret was unavailable",
     "sealed-token-refused": "it presented a sealed token, and the record holds no headers",
     "secret-leaving": "it held a secret, and the record withholds what it was",

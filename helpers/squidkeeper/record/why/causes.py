@@ -18,10 +18,12 @@ from squidkeeper.policy.engine.decide import Stage, decide
 from squidkeeper.policy.language.model import (
     BY_BODY,
     OPENS_NONE,
+    POLICY_UNAVAILABLE,
     SEALED,
     SEALED_REFUSED,
     Action,
     Policy,
+    Unavailable,
 )
 from squidkeeper.policy.language.quotas import UNCOUNTED
 from squidkeeper.policy.protocol.request import CONNECT
@@ -311,15 +313,31 @@ def _is_machine_address(record: Record) -> bool:
 
 def _has_no_helper(record: Record) -> bool:
     is_noted = (
-        record.rule == "policy-unavailable" and error_of(record) == "ERR_ACCESS_DENIED"
+        record.rule == POLICY_UNAVAILABLE and error_of(record) == "ERR_ACCESS_DENIED"
     )
     return is_noted or error_of(record) == "ERR_SQUIDKEEPER_UNAVAILABLE"
 
 
 def is_uninspected(record: Record) -> bool:
     """Return whether a request was denied because nothing inspected its body."""
+    return _of_rule(POLICY_UNAVAILABLE)(record) and error_of(record) == _REFUSED_ANSWER
+
+
+def is_of_body(record: Record) -> bool:
+    """Return whether a request was denied because its body could not be judged: no
+    helper has failed.
+    """
+    return is_uninspected(record) or _found(record).startswith("unavailable:body-")
+
+
+def _of_why(why: Unavailable) -> Holds:
+    return lambda record: _of_rule(POLICY_UNAVAILABLE)(record) and _found(record) == why
+
+
+def _left_unanswered(record: Record) -> bool:
     return (
-        _of_rule("policy-unavailable")(record) and error_of(record) == _REFUSED_ANSWER
+        error_of(record) == "ERR_CLIENT_GONE"
+        and _found(record) == Unavailable.BODY_UNANSWERED
     )
 
 
@@ -436,10 +454,45 @@ CAUSES: Final = (
     ),
     KnownCause(
         "no-policy",
-        "rule `policy-unavailable`, with another error",
-        "The helper that answered had no policy that loads, or Squid asked it without what it needs.",
+        f"`{Unavailable.NO_POLICY}` in `found`",
+        "The helper that answered had no policy that loads.",
         "{repair}.",
-        _of_rule("policy-unavailable"),
+        _of_why(Unavailable.NO_POLICY),
+    ),
+    KnownCause(
+        "policy-changed",
+        f"`{Unavailable.POLICY_CHANGED}` in `found`",
+        "The policy has changed while the request was under way.",
+        "Nothing: the client can repeat the request.",
+        _of_why(Unavailable.POLICY_CHANGED),
+    ),
+    KnownCause(
+        "not-passed-on",
+        f"`{Unavailable.NOT_PASSED_ON}` in `found`",
+        "Squid did not pass on what the policy needs to decide: its configuration is of another policy or release.",
+        "Repeat the request. If it is denied again, run `./install.sh`.",
+        _of_why(Unavailable.NOT_PASSED_ON),
+    ),
+    KnownCause(
+        "body-over-share",
+        f"`{Unavailable.BODY_OVER_SHARE}` in `found`",
+        "The bodies of this client's requests, or of all, fill the memory that the gateway has for them.",
+        "Let the client send fewer large bodies at once. A smaller `max` of the rule's `body` bounds each.",
+        _of_why(Unavailable.BODY_OVER_SHARE),
+    ),
+    KnownCause(
+        "body-late",
+        f"`{Unavailable.BODY_LATE}` in `found`",
+        "The client took longer to send the body than the gateway waits for it.",
+        "Find out why the client sends so slowly.",
+        _of_why(Unavailable.BODY_LATE),
+    ),
+    KnownCause(
+        "undecided",
+        "rule `policy-unavailable` otherwise",
+        "The gateway could not decide the request. The access log does not tell why.",
+        "Run `squidkeeper doctor`, and read cache.log at the time of the request.",
+        _of_rule(POLICY_UNAVAILABLE),
     ),
     # Denied
     KnownCause(
@@ -765,6 +818,15 @@ CAUSES: Final = (
                 "ERR_URN_RESOLVE",
             ),
         ),
+    ),
+    KnownCause(
+        "client-left-body",
+        f"error `ERR_CLIENT_GONE`, and `{Unavailable.BODY_UNANSWERED}` in `found`",
+        "The client disconnected while the gateway inspected the body of the request: it broke off its upload, or"
+        " `squidkeeper bodies` did not answer.",
+        "If many requests end so, run `squidkeeper doctor`, and read `journalctl -u squidkeeper-bodies-1`.",
+        _left_unanswered,
+        likely=True,
     ),
     KnownCause(
         "client-left",

@@ -35,7 +35,7 @@ from squidkeeper.services.bodies.settling import Metered
 
 _METERED: Final = "x-sk-metered"
 _ALIVE_SECONDS: Final = (
-    20.0  # Squid ends an answer of which nothing comes for icap_io_timeout
+    5.0  # Squid ends an answer of which nothing comes for icap_io_timeout
 )
 _ENCAPSULATED: Final = re.compile(
     r"req-hdr=0, res-hdr=(\d{1,6}), (res|null)-body=(\d{1,6})", re.ASCII

@@ -53,7 +53,7 @@ from squidkeeper.services.bodies.judge import (
 
 REST_SECONDS: Final = 60.0  # in which the rest of a denied body is read
 REST_BYTES: Final = 1 << 30
-SILENT_SECONDS: Final = 75.0  # after Squid's icap_io_timeout
+SILENT_SECONDS: Final = 30.0  # after Squid's icap_io_timeout
 _HEADER_BYTES: Final = 200  # of memory, which a header takes beside its text
 
 

@@ -20,7 +20,7 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.policy.bodies.judging import answer
 from squidkeeper.policy.bodies.sent_request import FormAnswer
 from squidkeeper.policy.engine import Decision
-from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.model import POLICY_UNAVAILABLE, Rule
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.serving.error_pages import (
     DENIALS,
@@ -52,7 +52,7 @@ _SAFE_IN_URL: Final = "%!$&()*+,-./:;=?@_"  # as Squid writes a URL on a page
 _PASSING: Final = (
     "not-rendered",
     "tunnel-outdated",
-    "policy-unavailable",
+    POLICY_UNAVAILABLE,
 )
 _PAGES: Final = {page.name: page for page in DENIALS}
 QUOTA: Final = "quota"  # the rule
@@ -112,7 +112,9 @@ class Pages:
         if resets is not None:
             values |= {"resets_": resets[0], "resets_in_": str(resets[1])}
         texts = (
-            self._by_body if decision.found and decision.rule != QUOTA else self._texts
+            self._by_body
+            if decision.found and decision.rule not in (QUOTA, POLICY_UNAVAILABLE)
+            else self._texts
         )
         text = fill_denial(
             explained_with_user(texts[form], asked.user), page, values, asked.request_id
@@ -166,7 +168,9 @@ class DenialTurns:
         self._clients = Clients(limits)
         self._at = at
         self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
-        self._surplus = Surplus(limits.per_second, self._release, SURPLUS_AT_MOST)
+        self._surplus = Surplus(
+            limits.per_second, self._release_oldest, SURPLUS_AT_MOST
+        )
 
     def wait(self, client: str, now: float, then: Callable[[], None]) -> None:
         """Call `then` at the client's turn: now, or later."""
@@ -180,10 +184,15 @@ class DenialTurns:
         else:
             then()
 
+    def _release_oldest(self, _: float) -> None:
+        """Release one, whose turn comes sooner here than in the queue of turns."""
+        if self._waiting:
+            self._waiting.popleft()[1]()
+
     def _release(self, until: float) -> None:
         while self._waiting and self._waiting[0][0] <= until:
             self._waiting.popleft()[1]()
 
 
 SURPLUS_AT_MOST: Final = 1_000  # each is a connection of Squid's to this process
-_LONGEST_SECONDS: Final = 30.0  # Squid gives up an answer after icap_io_timeout
+_LONGEST_SECONDS: Final = 10.0  # Squid gives up an answer after icap_io_timeout

@@ -21,10 +21,15 @@ from squidkeeper.policy.engine import (
     CompiledPolicy,
     Decision,
     decide_body,
-    deny,
     listed_rules,
+    unavailable,
 )
-from squidkeeper.policy.language.model import BY_BODY, Rule
+from squidkeeper.policy.language.model import (
+    BY_BODY,
+    POLICY_UNAVAILABLE,
+    Rule,
+    Unavailable,
+)
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.denials import (
     QUOTA,
@@ -51,28 +56,28 @@ _SHARE: Final = (
     3  # a client has a third of it at most, which is the largest body and more
 )
 METERED_BYTES: Final = 32 << 20  # of the body of a metered request, which is read whole
-_UNAVAILABLE: Final = "policy-unavailable"
 _FOUND_LENGTH: Final = 200  # characters
-_UNKNOWN: Final = deny(
-    _UNAVAILABLE,
+_UNKNOWN: Final = unavailable(
+    Unavailable.POLICY_CHANGED,
     "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it.",
 )
-_UNREAD: Final = deny(
-    _UNAVAILABLE,
+_UNREAD: Final = unavailable(
+    Unavailable.NOT_PASSED_ON,
     "The rules of the policy for this body are none that this gateway can read.",
 )
 # from the head of a request, after which an edit of the policy reaches its body too
 EDITED_SECONDS: Final = 5.0
-EDITED: Final = deny(
-    _UNAVAILABLE, "The policy has changed since this request began. Repeat it."
+EDITED: Final = unavailable(
+    Unavailable.POLICY_CHANGED,
+    "The policy has changed since this request began. Repeat it.",
 )
-TOO_MUCH: Final = deny(
-    _UNAVAILABLE,
+TOO_MUCH: Final = unavailable(
+    Unavailable.BODY_OVER_SHARE,
     "The gateway cannot hold as much of a body as the policy needs to see. Repeat the request later.",
 )
 DECIDE_SECONDS: Final = 300.0  # in which a body has to come, as far as it is read
-LATE: Final = deny(
-    _UNAVAILABLE,
+LATE: Final = unavailable(
+    Unavailable.BODY_LATE,
     f"The body of this request did not come within {DECIDE_SECONDS:.0f} s, so the gateway could not judge it.",
 )
 _log = logging.getLogger(__name__)
@@ -111,7 +116,7 @@ class Judgement:
         Each header takes it some microseconds.
         """
         decision = self.decision
-        by = "" if decision.rule == QUOTA else BY_BODY
+        by = "" if decision.rule in (QUOTA, POLICY_UNAVAILABLE) else BY_BODY
         found = f"{by}{decision.found}"[:_FOUND_LENGTH] if decision.found else ""
         told = {
             "X-SK-Rule": decision.rule,

@@ -22,7 +22,7 @@ from squidkeeper.record.log.requests import (
     is_denied_tunnel,
     is_tunnel,
 )
-from squidkeeper.record.why.causes import is_uninspected
+from squidkeeper.record.why.causes import is_of_body
 
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
@@ -134,7 +134,7 @@ class RequestCounter:
         if duration > 0:  # negative if the clock was set back meanwhile
             cells.duration[-1] += duration
         # `bodies-down` and `helper-stuck` tell about these
-        if time > cells.last_matched[0] and not (is_denied and is_uninspected(record)):
+        if time > cells.last_matched[0] and not (is_denied and is_of_body(record)):
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time

@@ -386,7 +386,7 @@ def _asked_before_bodies(texts: Iterable[str], included: set[Part]) -> Iterator[
     if Part.BODIES not in included:
         return
     lines = [line for text in texts for line in _DENIED_AFTER.findall(text)]
-    for number, line in enumerate((*lines, "sk_no_answer !all")):
+    for number, line in enumerate((*lines, "sk_no_answer sk_asks_about_body !all")):
         yield f"acl sk_ahead_{number} all-of {line}"
         yield f"acl sk_asked_ahead any-of sk_ahead_{number}"
     yield "http_access deny !CONNECT !sk_final sk_body_decides sk_asked_ahead"
