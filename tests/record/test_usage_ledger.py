@@ -211,6 +211,33 @@ def test_a_day_has_its_own_file_and_old_ones_go(
     assert rotated(file) == []
 
 
+def test_one_client_removes_its_own_lines_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the bound, and not the lines of everybody."""
+    file = ledger_file(tmp_path)
+    file.parent.mkdir(parents=True)
+    line = len(msgspec.json.encode(opened(1))) + 1
+    monkeypatch.setattr(ledger, "FILE_BYTES", 40 * line)
+    monkeypatch.setattr(ledger, "LEDGER_BYTES", 200 * line)
+    others = [
+        msgspec.structs.replace(opened(number), client=f"192.0.2.{number % 6}")
+        for number in range(60)
+    ]
+    for entry in others:
+        append_entry(file, entry)
+    for number in range(600):  # from all addresses of its network
+        client = f"2001:db8::{number:x}"
+        append_entry(file, msgspec.structs.replace(opened(number), client=client))
+    kept = [*read_entries(ledger_files(tmp_path))]
+    assert [entry for entry in kept if ":" not in entry.client] == others
+    assert 100 < len(kept) < 300
+    for number in range(600):  # nobody has more than a share: the oldest go
+        client = f"198.51.100.{number % 200}"
+        append_entry(file, msgspec.structs.replace(opened(number), client=client))
+    assert len([*read_entries(ledger_files(tmp_path))]) < 300
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     file = ledger_file(tmp_path)
     file.parent.mkdir(parents=True)

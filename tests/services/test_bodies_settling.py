@@ -340,6 +340,39 @@ def test_what_cannot_be_counted_is_denied(tmp_path: Path) -> None:
     run(scenario, tmp_path)
 
 
+def test_a_request_that_uses_nothing_has_no_line(tmp_path: Path) -> None:
+    async def scenario(service: Service) -> None:
+        judgement = await service.reserve("1", b"", call="GET /v1/models")
+        assert judgement.allowed
+        metered = Metered.parse(judgement.metered)
+        service.settler.settle(metered, Unmetered("It reports none."), whole=True)
+        await service.settler.finish()
+        assert (service.lines(), service.held()) == ([], 0)
+        judgement = await service.reserve("2", b"", call="GET /v1/models")
+        entry = await service.settle(judgement, Usage("gpt-x-1", 7, 5))
+        assert (entry.tokens_in, entry.tokens_out) == (7, 5)
+
+    run(scenario, tmp_path)
+
+
+def test_a_request_waits_while_another_process_writes_the_counts(
+    tmp_path: Path,
+) -> None:
+    async def scenario(service: Service) -> None:
+        await service.reserve("1")
+        counts = service.state / "bodies/quotas/counts.db"
+        with closing(sqlite3.connect(counts, check_same_thread=False)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            reserved = asyncio.create_task(service.reserve("2"))
+            while not service.settler._problem:
+                await asyncio.sleep(0.01)
+            database.rollback()
+        judgement = await reserved
+        assert judgement.allowed, judgement.decision.reason
+
+    run(scenario, tmp_path)
+
+
 def test_a_settlement_that_fails_is_made_later(tmp_path: Path) -> None:
     async def scenario(service: Service) -> None:
         judgement = await service.reserve("1")
@@ -470,14 +503,12 @@ def test_an_answer_that_is_read_again_counts_once(tmp_path: Path) -> None:
         assert (begun.tokens_in, begun.tokens_out) == (TOKENS_IN, 100)
         told = Usage("m", 5, 130, answer_id="resp_1")
         get = "GET /v1/responses/resp_1"
-        read = [
-            await service.settle(await service.reserve(number, b"", call=get), told)
-            for number in ("2", "3")
-        ]
-        assert [(entry.tokens_in, entry.tokens_out) for entry in read] == [
-            (0, 30),
-            (0, 0),
-        ]
+        read = await service.settle(await service.reserve("2", b"", call=get), told)
+        assert (read.tokens_in, read.tokens_out) == (0, 30)
+        again = await service.reserve("3", b"", call=get)
+        service.settler.settle(Metered.parse(again.metered), told, whole=True)
+        await service.settler.finish()
+        assert "gw.3" not in latest(service.lines()), "it uses nothing more"
         assert service.used() == TOKENS_IN + 130
 
     run(scenario, tmp_path)

@@ -284,6 +284,10 @@ class InvalidPublication(SquidkeeperError):
     """A policy as it was published cannot be read; the text says why."""
 
 
+class CountsBusy(CountsUnavailable):
+    """Other processes write the counts for longer than one waits."""
+
+
 class PolicyError(SquidkeeperError):
     """A policy that does not load, with every fault found in it, and the warnings that
     were found beside them.

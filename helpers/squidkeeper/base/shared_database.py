@@ -29,7 +29,7 @@ class SharedDatabase:
 
     `mode` is that of its folder. `prepare` is called each time ahead of opening it,
     when the folder is there. What goes wrong is raised as `failure`, and nothing has
-    changed then.
+    changed then. `busy` is raised where another process writes for too long.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class SharedDatabase:
         wait_seconds: float = WAIT_SECONDS,
         prepare: Callable[[], None] = lambda: None,
         failure: type[Exception] = OSError,
+        busy: type[Exception] | None = None,
     ) -> None:
         self._file = file
         self._schema = schema
@@ -48,6 +49,7 @@ class SharedDatabase:
         self._wait_seconds = wait_seconds
         self._prepare = prepare
         self._failure = failure
+        self._busy = busy or failure
         self._inode = 0
         self._connection: sqlite3.Connection | None = None
 
@@ -65,7 +67,9 @@ class SharedDatabase:
             yield self._current()
         except (sqlite3.Error, OSError, ValueError) as error:
             self.close()
-            raise self._failure(f"{self._file.parent}: {error}") from error
+            is_busy = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY
+            failure = self._busy if is_busy else self._failure
+            raise failure(f"{self._file.parent}: {error}") from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,12 +38,18 @@ from squidkeeper.base.rotated_logs import next_name, rotated, written_until
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.record.log.log_files import LogFile, line_blocks
 from squidkeeper.record.log.record import NONE, format_time
+from squidkeeper.serving.quotas.counts import client_network
 
 VERSION: Final = 1
 MODEL_LENGTH: Final = 100  # characters, ahead of their encoding
 LARGEST: Final = 2**53 - 1  # a number that every reader of JSON has exactly
 FILE_BYTES: Final = 64 << 20  # of one file; it is also rotated at midnight
 LEDGER_BYTES: Final = 1 << 30  # of the rotated files together
+# a client with more than a quarter of all loses lines first
+_SHARE: Final = 4
+_SAMPLE_BYTES: Final = 1 << 20  # of each file
+_CLIENT: Final = re.compile(rb'"client":"([^"]*)"')
+_THINNED: Final = "thinned"  # no name of a rotated file
 _KEEP_SECONDS: Final = 90 * 86400  # as long as the archive keeps the access log
 _SLACK_SECONDS: Final = 60
 _UNESCAPED: Final = "".join(
@@ -243,11 +252,49 @@ def _rotate(file: Path, entry: UsageEntry) -> None:
 
 
 def _remove_over_bounds(files: list[Path]) -> None:
-    total, oldest = 0, time.time() - _KEEP_SECONDS
-    for file in reversed(files):
-        total += file.stat().st_size
-        if total > LEDGER_BYTES or written_until(file) < oldest:
-            file.unlink()
+    oldest = time.time() - _KEEP_SECONDS
+    for file in [file for file in files if written_until(file) < oldest]:
+        file.unlink()
+        files.remove(file)
+    over = sum(file.stat().st_size for file in files) - LEDGER_BYTES
+    while over > 0:
+        busiest = _busiest(files)
+        freed = (_remove_lines(file, busiest) for file in files if busiest)
+        removed = next((size for size in freed if size), 0)
+        if not removed:
+            removed = files[0].stat().st_size
+            files.pop(0).unlink()
+        over -= removed
+
+
+def _busiest(files: Iterable[Path]) -> str:
+    """Return the client with more than its share of the lines, by a sample of each
+    file; an empty text where none has.
+    """
+    sizes: Counter[str] = Counter()
+    for file in files:
+        with file.open("rb") as opened:
+            opened.seek(max(file.stat().st_size - _SAMPLE_BYTES, 0) // 2)
+            lines = opened.read(_SAMPLE_BYTES).splitlines()[1:]
+        for line in lines:
+            sizes[_client_of(line)] += len(line)
+    [(client, most)] = sizes.most_common(1) or [("", 0)]
+    return client if most > sizes.total() // _SHARE else ""
+
+
+def _remove_lines(file: Path, client: str) -> int:
+    """Remove the lines of a client from a file; returns how many bytes that frees."""
+    state, new = file.stat(), file.with_name(_THINNED)
+    with file.open("rb") as lines, new.open("wb") as kept:
+        kept.writelines(line for line in lines if _client_of(line) != client)
+    shutil.copystat(file, new)
+    new.replace(file)
+    return state.st_size - file.stat().st_size
+
+
+def _client_of(line: bytes) -> str:
+    found = _CLIENT.search(line)
+    return client_network(found[1].decode("latin-1")) if found else ""
 
 
 # --- reading --------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import msgspec
 
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import (
+    CountsBusy,
     CountsUnavailable,
     InvalidIcap,
     InvalidUrl,
@@ -72,6 +73,7 @@ from squidkeeper.serving.replies import body_count
 _AGAIN_SECONDS: Final = (
     0.05,
     0.2,
+    0.5,
 )
 _AWAY_SECONDS: Final = 5.0
 _WAITING_AT_MOST: Final = (
@@ -194,7 +196,7 @@ class Settler:
             refusal = await loop.run_in_executor(
                 self._thread, self._take, quotas, metered, entry
             )
-            if refusal is None or not refusal.held or seconds is None:
+            if refusal is None or not refusal.passes_soon or seconds is None:
                 return refusal
             await asyncio.sleep(seconds)
         return None
@@ -208,14 +210,18 @@ class Settler:
                     metered.request.held_as,
                     quotas,
                     _used(metered.reserve),
-                    _encode(entry),
+                    b"" if _is_nothing(metered.reserve) else _encode(entry),
                 )
             except CountsUnavailable as error:
                 self._report(str(error))
-                return Refusal(quotas[0][0], _AWAY_SECONDS, unavailable=str(error))
+                busy = isinstance(error, CountsBusy)
+                return Refusal(
+                    quotas[0][0], _AWAY_SECONDS, unavailable=str(error), busy=busy
+                )
             if held is not True:
                 return held or None
-        self._write(entry)
+        if not _is_nothing(metered.reserve):
+            self._write(entry)
         return None
 
     def _refused(
@@ -322,10 +328,13 @@ class Settler:
             settlement.reason,
         )
         entry = usage_entry(metered.request, datetime.now(UTC), *told)
+        uses = not (_is_nothing(used) and _is_nothing(metered.reserve))
+        line = _encode(entry) if uses else b""
         self._reserves.settle(
-            metered.request.held_as, _used(used), _encode(entry), answer, beyond
+            metered.request.held_as, _used(used), line, answer, beyond
         )
-        self._write(entry)
+        if uses:
+            self._write(entry)
 
     # --- the thread -------------------------------------------------------------------
 
@@ -483,6 +492,10 @@ def _settlement(
         outcome.reason,
         outcome.answer_id,
     )
+
+
+def _is_nothing(amounts: Amounts) -> bool:
+    return amounts == Amounts()
 
 
 def _each(choose: Callable[[int, int], int], new: Amounts, old: Amounts) -> Amounts:

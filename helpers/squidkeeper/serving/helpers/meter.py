@@ -80,15 +80,13 @@ class QuotaScope:
         address = request.client.text if request.client else ""
         counts = [(quota, holder(quota, address, user, rule)) for quota in quotas]
         refusal = self._meter.take(counts, _body(length, encoding, rest))
-        self._report(refusal.unavailable if refusal else "")
+        until = _wait_from(rest[0]) if refusal and refusal.passes_soon else 0.0
+        if until <= time.monotonic():
+            self._report(refusal.unavailable if refusal else "")
         if refusal is None:
             return within_quota_reply(rule)
         refused = self._refuse(refusal, request)
-        return (
-            replace(refused, hold_until=_wait_from(rest[0]))
-            if refusal.held
-            else refused
-        )
+        return replace(refused, hold_until=until) if until else refused
 
     def _quotas(self, match: HostMatch, rule: str) -> tuple[Quota, ...]:
         is_tunnel = match.facts.method is None
@@ -138,8 +136,8 @@ def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Announced | None
 
 
 def _wait_from(began: bytes) -> float:
-    """Return how long a request waits for an upload that has just ended: the exporter
-    counts it within a moment.
+    """Return how long a request waits for what passes soon: the end of an upload, which
+    the exporter counts within a moment, or of other processes' writing.
     """
     since = abs(time.time() - float(began))  # a clock that is set back ends the wait
     return time.monotonic() + _WAIT_SECONDS - since

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.errors import CountsBusy, CountsUnavailable
 from squidkeeper.base.shared_database import SharedDatabase
 from squidkeeper.serving.quotas.counts import (
     LARGEST,
@@ -93,6 +93,7 @@ class LocalCounts:
             _SCHEMA + more,
             0o750,
             failure=CountsUnavailable,
+            busy=CountsBusy,
         )
         self._clock = clock
         self._tidied = 0.0

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from squidkeeper.base.errors import CountsUnavailable
+from squidkeeper.base.errors import CountsBusy, CountsUnavailable
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.serving.quotas.counts import (
     LEASE_AT_MOST,
@@ -50,7 +50,8 @@ class Refusal:
 
     `unavailable` says why the count cannot be read, where that is why. `left` is how
     much is left, where a request is larger than that. `held`: it would be enough, if
-    requests that have not ended did not hold it.
+    requests that have not ended did not hold it. `busy`: other processes write the
+    counts.
     """
 
     quota: Quota
@@ -58,6 +59,12 @@ class Refusal:
     unavailable: str = ""
     left: int = 0
     held: bool = False
+    busy: bool = False
+
+    @property
+    def passes_soon(self) -> bool:
+        """Whether the same request can pass within a moment."""
+        return self.held or self.busy
 
 
 @dataclass(slots=True)
@@ -120,7 +127,10 @@ class Meter:
                 return None, self._check_size(quota, holder, now)
             lease = self._lease(quota, holder, now)
         except CountsUnavailable as error:
-            return None, Refusal(quota, _AWAY_SECONDS, unavailable=str(error))
+            busy = isinstance(error, CountsBusy)
+            return None, Refusal(
+                quota, _AWAY_SECONDS, unavailable=str(error), busy=busy
+            )
         return (
             (lease, None) if lease.left else (None, Refusal(quota, lease.ends_at - now))
         )

@@ -80,8 +80,8 @@ class ReservedCounts(LocalCounts):
         little left.
 
         Else return whether it is held for the first time: Squid asks again where a
-        process was killed. A request that uses nothing, such as one for an answer of
-        before, passes.
+        process was killed. An empty line is not written. A request that uses nothing,
+        such as one for an answer of before, passes.
         """
         with self._database.transaction() as database:
             if database.execute(_OF_REQUEST, (request,)).fetchone():
@@ -176,9 +176,10 @@ class ReservedCounts(LocalCounts):
                 )
 
     def _note(self, database: sqlite3.Connection, line: bytes) -> None:
-        database.execute(
-            "INSERT OR REPLACE INTO lines VALUES (?, ?)", (self._process, line)
-        )
+        if line:
+            database.execute(
+                "INSERT OR REPLACE INTO lines VALUES (?, ?)", (self._process, line)
+            )
 
 
 class Reserves:
