@@ -159,6 +159,7 @@ def answer(seen: Seen) -> Answer:
     said = json.loads(seen.body)
     spent, way = (said["spent"][0], said["spent"][1]), said["way"]
     target = re.sub(r"gemini-\d+", "gemini-x", seen.target)
+    target = re.sub(r"key=[^&]+&", "", target)
     model = said["model"].replace("x", FAMILIES[target])
     if way == "failed":
         return Answer(

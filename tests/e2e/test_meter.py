@@ -70,7 +70,14 @@ rules:
   - {name: asking, action: allow, hosts: [asking.example], meter: tokens, ask_usage: true}
   - {name: azure, action: allow, hosts: [azure.example], meter: tokens}
   - {name: free, action: allow, hosts: [plain.example]}
+  - {name: keyed, action: allow, hosts: [keyed.example, lost.example], meter: tokens, reserve: 70}
+secrets: {key: {file: secrets/key}, lost: {file: secrets/lost}}
+credentials:
+  - {name: key, hosts: [keyed.example], parameters: {key: "{key}"}}
+  - {name: lost, hosts: [lost.example], parameters: {key: "{lost}"}}
 """
+KEY = "meter-parameter-key-0123456789"
+SECRETS = {"key": KEY}
 TOKEN = "sqk_token-of-alice-0123456789"
 POLICY += f"clients: {{alice: {{token_sha256: {Token.of(TOKEN).sha256}}}}}\n"
 PRICES = {"gpt": (2_500_000, 10_000_000)}
@@ -337,6 +344,37 @@ def test_a_stream_that_is_silent_for_longer_than_squid_waits_goes_on(
     assert reply.body == b"".join(origins.fallback.events)
     last = settled(gateway)[-1]
     assert (last.state, last.tokens_in, last.tokens_out) == (UsageState.METERED, 3, 4)
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_metered_request_gets_the_parameters_of_its_credential(
+    gateway: Gateway, origins: Origins, tmp_path: Path, scheme: str, size: int
+) -> None:
+    """A long body passes through the service, a short one does not."""
+    call = Call(GEMINI_STREAM, "stream", (5, 9), pad=size, number=size)
+    body = tmp_path / "body"
+    body.write_bytes(call.body)
+    before = len(settled(gateway, "keyed.example"))
+    url = f"{scheme}://keyed.example{call.path}"
+    reply = curl(gateway, url, "--data-binary", f"@{body}", "-H", "Expect:")
+    assert reply.status == 200, reply.reason
+    [seen] = origins.seen
+    added = f"key={KEY}&" if scheme == "https" else ""
+    assert seen.target == call.path.replace("alt=", f"{added}alt=")
+    assert seen.body == call.body
+    line = gateway.logged(url)
+    assert (line["rule"], line["verdict"], line["url"]) == ("keyed", "allow", url)
+    entry = settled(gateway, "keyed.example")[before]
+    assert (entry.tokens_in, entry.tokens_out) == call.spent
+
+
+def test_a_metered_request_without_the_value_of_its_parameter_is_denied_ahead(
+    gateway: Gateway, origins: Origins
+) -> None:
+    reply = curl(gateway, f"https://lost.example{CHAT}", "-d", "{}")
+    assert (reply.status, reply.rule) == (403, "credential-unavailable")
+    assert (origins.seen, entries(gateway, "lost.example")) == ([], [])
 
 
 # --- budgets --------------------------------------------------------------------------

@@ -53,11 +53,8 @@ rules:
   - {name: files, action: allow, hosts: [llm.example], paths: [/v1/files/**]}
   - {name: chat, action: allow, hosts: [llm.example], paths: [/chat], body: {json: {/model: small}}, meter: tokens}
   - {name: llm, action: allow, hosts: [llm.example], meter: tokens, reserve: 100, ask_usage: true}
-  - {name: moved, action: allow, hosts: [moved.example], meter: tokens}
   - {name: whole, action: allow, hosts: [whole.example], meter: tokens}
   - {name: plain, action: allow, hosts: [plain.example]}
-rewrites:
-  - {name: moved, hosts: [moved.example], to: "https://new.example{path}", redirect: 308}
 quotas:
   - {name: day, per: client, clients: [vm], tokens: 1000000, every: day}
   - {name: spend, per: rule, rules: [llm], cost: 12.5, every: month}
@@ -82,18 +79,12 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> CompiledPolicy:
         ("POST https://llm.example/v1/files/x", "files", None, ""),
         ("POST https://llm.example/chat", "chat", Metering(), "r1,r2"),
         (
-            "POST https://moved.example/x",
-            "moved",
-            None,
-            "",
-        ),  # a redirect is not fetched
-        (
             "POST https://llm.example/v1/x/..%2ffiles/x",
             "ambiguous-path",
             None,
             "",
         ),  # metered by one reading alone
-        ("POST https://whole.example/x", "whole", Metering(), "r4"),
+        ("POST https://whole.example/x", "whole", Metering(), "r3"),
         ("CONNECT whole.example:443", "whole", None, ""),
         ("POST https://plain.example/", "plain", None, ""),
         ("POST https://other.example/", "default", None, ""),

@@ -41,6 +41,7 @@ from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.reserves import ReservedCounts
 from tests.conftest import compiled_of
 from tests.serving.quota_workers import Clock
+from tests.waiting import wait_for
 
 POLICY = """
 quotas:
@@ -364,8 +365,9 @@ def test_a_request_waits_while_another_process_writes_the_counts(
         with closing(sqlite3.connect(counts, check_same_thread=False)) as database:
             database.execute("BEGIN IMMEDIATE")
             reserved = asyncio.create_task(service.reserve("2"))
-            while not service.settler._problem:
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(
+                wait_for, lambda: service.settler._problem, "the first try"
+            )
             database.rollback()
         judgement = await reserved
         assert judgement.allowed, judgement.decision.reason

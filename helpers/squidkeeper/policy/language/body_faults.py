@@ -30,6 +30,9 @@ _TELLING = ("content-", "mcp-")  # how headers begin that tell how a body is to 
 _OTHERS = "other hosts, paths, methods or clients"
 _CLOSED_BELOW = "expected a rule below it that denies them"
 _APART = f"expected {_OTHERS}"
+_BY_HEADER = (
+    f"{_APART}, or a header in place of the parameters (Gemini takes x-goog-api-key)"
+)
 
 # --- in a rule ------------------------------------------------------------------------
 
@@ -202,17 +205,19 @@ def _matches(glob: str, name: str) -> bool:
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:
-    """Find what may change a request whose body is read, and rules that may decide by
-    one body and do not agree.
+    """Find what may change a request that the service of bodies is asked about, and
+    rules that may decide by one body and do not agree.
     """
     reading = [
         (position, rule)
         for position, rule in enumerate(policy.rules)
-        if rule.body is not None
+        if rule.asks_service
     ]
     neighbours = HostNeighbours(policy.rules if reading else ())
     for position, rule in reading:
         yield from _changed(policy, rule)
+        if rule.body is None:
+            continue
         if rule.action is Action.ALLOW and not rule.observe:
             below = (
                 policy.rules[other] for other in neighbours.of(rule) if other > position
@@ -221,21 +226,24 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
 
 
 def _changed(policy: Policy, rule: Rule) -> Iterator[Fault]:
-    """Find rewrites and parameters: they come after the body was read, and could deny
-    what was already sent.
+    """Find rewrites, and parameters beside `body`: they come after the body was read,
+    and could deny what was already sent.
     """
     credentials = (
-        one for one in policy.credentials if isinstance(one.form, QueryParameters)
+        one
+        for one in policy.credentials
+        if rule.body is not None and isinstance(one.form, QueryParameters)
     )
-    changing: tuple[tuple[str, Iterable[Rewrite | Credential]], ...] = (
-        ("rewrite", policy.rewrites),
-        ("credential with parameters", credentials),
+    changing: tuple[tuple[str, Iterable[Rewrite | Credential], str], ...] = (
+        ("rewrite", policy.rewrites, _APART),
+        ("credential with parameters", credentials, _BY_HEADER),
     )
-    for what, group in changing:
+    does = "reads bodies" if rule.body is not None else "has meter"
+    for what, group, remedy in changing:
         for entry in group:
             if overlap(rule, entry, policy.lists):
-                message = f"rule {rule.name!r} reads bodies, and the {what} {entry.name!r} ({entry.location}) is for"
-                yield _fault(rule, f"{message} some of its requests; {_APART}")
+                message = f"rule {rule.name!r} {does}, and the {what} {entry.name!r} ({entry.location}) is for"
+                yield _fault(rule, f"{message} some of its requests; {remedy}")
 
 
 def _disagreeing(policy: Policy, rule: Rule, below: Iterable[Rule]) -> Iterator[Fault]:

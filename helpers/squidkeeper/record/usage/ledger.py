@@ -32,13 +32,13 @@ from urllib.parse import quote
 
 import msgspec
 
+from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import InvalidEntry
 from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.rotated_logs import next_name, rotated, written_until
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.record.log.log_files import LogFile, line_blocks
 from squidkeeper.record.log.record import NONE, format_time
-from squidkeeper.serving.quotas.counts import client_network
 
 VERSION: Final = 1
 MODEL_LENGTH: Final = 100  # characters, ahead of their encoding

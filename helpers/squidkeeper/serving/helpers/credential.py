@@ -78,6 +78,8 @@ _CACHE_BYTES, _REPLY_BYTES = (
 _NOT_ADDED = ReplyTooLong(
     "the URL with its parameters is longer than 8,000 bytes, or they have just become available"
 )
+# in place of the parameters, where Squid asks again once the rewriter was asked
+_AHEAD = b"ahead"
 _TOKENS = (REQUEST_TOKENS + 3, REQUEST_TOKENS + 4)
 _TOKENS_WITH_HEADERS = tuple(count + len(READ_HEADERS) for count in _TOKENS)
 
@@ -277,7 +279,7 @@ def answer(
     tokens, url, final_url, added, *rest = split_tokens(line, REQUEST_TOKENS, counts)
     decision = injector.decide(tokens, url, final_url)
     expected = parameters_key(decision, injector.policy)
-    if decision.allowed and added not in (b"-", expected.encode()):
+    if decision.allowed and added not in (b"-", _AHEAD, expected.encode()):
         return other_parameters_reply(injector.policy)
     request = None
     if with_headers and decision.allowed:

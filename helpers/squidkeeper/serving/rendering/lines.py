@@ -321,6 +321,7 @@ _BODIES_LAST: Final = "BODIES_LAST"  # in the core
 _DENIED_AFTER: Final = re.compile(
     r"^adapted_http_access deny (?!CONNECT )((?:.*\\\n)*.*)$", re.MULTILINE
 )
+_BY_REWRITER: Final = "sk_rewriter_answered"  # it comes after the service
 _OWN_BODY_BOUND: Final = re.compile(rf"^\s*{BODY_BOUND}\s", re.MULTILINE)
 
 
@@ -385,8 +386,11 @@ def _asked_before_bodies(texts: Iterable[str], included: set[Part]) -> Iterator[
     """
     if Part.BODIES not in included:
         return
-    lines = [line for text in texts for line in _DENIED_AFTER.findall(text)]
-    for number, line in enumerate((*lines, "sk_no_answer sk_asks_about_body !all")):
+    found = (line for text in texts for line in _DENIED_AFTER.findall(text))
+    lines = [line for line in found if _BY_REWRITER not in line]
+    first = "sk_adds_parameters sk_goes_ahead !all"
+    last = "sk_no_answer sk_asks_about_body !all"
+    for number, line in enumerate((first, *lines, last)):
         yield f"acl sk_ahead_{number} all-of {line}"
         yield f"acl sk_asked_ahead any-of sk_ahead_{number}"
     yield "http_access deny !CONNECT !sk_final sk_body_decides sk_asked_ahead"
