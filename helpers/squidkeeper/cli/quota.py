@@ -329,7 +329,7 @@ def _lines(quota: Quota, used: Sequence[Row], top: int) -> Iterator[str]:
 
     yield f"{printable(quota.name)}: {quota.text}"
     for row in used[:top]:
-        share = min(999, 100 * row["used"] // quota.limit)
+        share = 100 * row["used"] // quota.limit
         resets = duration(row["resets_in_seconds"])
         yield f"  {share:>3} %  {printable(row['holder'])}  {shown_amount(quota.unit, row['used'])}, resets in {resets}"
     if len(used) > top:
