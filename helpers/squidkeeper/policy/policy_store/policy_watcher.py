@@ -41,7 +41,6 @@ from squidkeeper.policy.policy_store.sources import (
     policy_file_names,
     read_sources,
 )
-from squidkeeper.policy.published.places import marked_in_force
 from squidkeeper.policy.published.policy_state import PolicyState
 
 _FIRST_LOAD_SECONDS = 8
@@ -152,8 +151,6 @@ class PolicyWatcher(Generic[T]):
         prepare: Callable[[CompiledPolicy], T],
         revisions: Path | None = None,
         *,
-        follows: Path | None = None,
-        without_policy: str = "everything is denied",
         published: Callable[[CompiledPolicy], bytes] = lambda _: b"",
     ) -> None:
         self.current: T | None = None
@@ -172,19 +169,13 @@ class PolicyWatcher(Generic[T]):
         self._prepare = prepare
         self._revisions = revisions
         self._published = published
-        self._without_policy = (
-            without_policy  # what this process does until a policy loads, for its log
-        )
         self._writer = RevisionWriter(revisions, list_cache)
-        self._gate = EditGate(
-            directory, revisions or follows, follows=revisions is None
-        )
+        self._gate = EditGate(directory, revisions)
         self._files: FileWatch | None = None
         self._watch_problem = self.store_problem = self._gate_problem = ""
         self._refused = ""
         self._previous: InForce | None = None
         self._started_with_previous = False
-        self._followed: object = None
 
     def start(self) -> None:
         """Load the policy and watch it, in a thread that ends with the process; wait
@@ -256,7 +247,6 @@ class PolicyWatcher(Generic[T]):
         files = self._files or self._begin()
         edited = files.changed()
         if not edited and not self._ends_hold():
-            self._follow()
             return
         unfinished = self._unfinished(files, edited=True)
         if self.current is not None and self._waits(unfinished):
@@ -340,7 +330,7 @@ class PolicyWatcher(Generic[T]):
             return
         self._refused = problem
         effect = (
-            self._without_policy
+            "everything is denied"
             if self.current is None
             else "the last good policy goes on"
         )
@@ -434,35 +424,6 @@ class PolicyWatcher(Generic[T]):
     def _is_previous(self, loaded: LoadedPolicy | PolicyError) -> bool:
         previous = self._previous.revision if self._previous else None
         return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
-
-    def _follow(self) -> None:
-        """Take what another process has loaded since, where the files do not load: it
-        saw an edit before this one.
-
-        Otherwise two helpers would go on with two policies.
-        """
-        if (
-            self.current is None
-            or self._revisions is None
-            or not self.state.faults
-            or self.state.gated
-        ):
-            return
-        marked = marked_in_force(self._revisions)
-        if (
-            marked is None
-            or marked == self._followed
-            or marked[1] <= (self.state.loaded or 0) * 1e9
-        ):
-            return
-        self._followed = marked
-        found = self._marked()
-        if found and found.revision != self.state.revision:
-            self._previous, faults = found, self.state.faults
-            self._load_previous(
-                "does not load, and another process has loaded an edit before it"
-            )
-            self.state = replace(self.state, ok=False, faults=faults)
 
     def _start_with_previous(self, why: str) -> None:
         self._started_with_previous = self._load_previous(why)

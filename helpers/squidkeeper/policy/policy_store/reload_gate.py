@@ -29,7 +29,7 @@ from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.untrusted_file import open_untrusted, read_untrusted
 from squidkeeper.policy.policy_store.revisions import InForce
 from squidkeeper.policy.policy_store.sources import Sources
-from squidkeeper.policy.published.places import marked_in_force, replace_link
+from squidkeeper.policy.published.places import replace_link
 
 PATIENCE_SECONDS: Final = 20.0
 NAMED_AT_MOST: Final = 100  # denials that a verdict names
@@ -115,19 +115,14 @@ class Passage(StrEnum):
 class EditGate:
     """The gate of one process: `ask` about an edit, then `answer` until it passes.
 
-    `folder` is that of the revisions; None: there is no gate. A process that only
-    `follows` asks for no verdict.
+    `folder` is that of the revisions; None: there is no gate.
     """
 
-    def __init__(
-        self, directory: Path, folder: Path | None, *, follows: bool = False
-    ) -> None:
+    def __init__(self, directory: Path, folder: Path | None) -> None:
         self._directory = directory
         self._folder = folder
-        self._follows = follows
         self._held: Edit | None = None
         self._until = 0.0
-        self._marked_before: tuple[str, int] | None = None
         self.verdict: GateVerdict | None = None
 
     def ask(self, edit: Edit, *, again: bool) -> Passage:
@@ -139,12 +134,9 @@ class EditGate:
         """
         if again or self._held != edit:
             self._held, self._until = edit, time.monotonic() + PATIENCE_SECONDS
-            self._marked_before = (
-                marked_in_force(self._folder) if self._folder else None
-            )
         answer = self.answer()
         asks = answer is Passage.HELD or (again and answer is Passage.REFUSED)
-        if asks and self._folder and not self._follows:
+        if asks and self._folder:
             ask_for_verdict(self._folder, edit)
         return answer
 
@@ -159,8 +151,6 @@ class EditGate:
             verdict and _accepts_now(verdict)
         ):
             return Passage.ACCEPTED
-        if self._was_accepted(self._folder, self._held.new):
-            return Passage.ACCEPTED if verdict and verdict.accepts else Passage.UNJUDGED
         if verdict and not verdict.accepts:
             return Passage.REFUSED
         return Passage.UNJUDGED if time.monotonic() > self._until else Passage.HELD
@@ -173,14 +163,6 @@ class EditGate:
     def release(self) -> None:
         """Hold nothing any more."""
         self._held = self.verdict = None
-
-    def _was_accepted(self, folder: Path, revision: str) -> bool:
-        marked = marked_in_force(folder)
-        return (
-            marked is not None
-            and marked[0] == revision
-            and marked != self._marked_before
-        )
 
 
 def _accepts_now(verdict: GateVerdict) -> bool:
