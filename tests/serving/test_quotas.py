@@ -69,14 +69,12 @@ rules:
   - {name: closed, action: deny, hosts: [closed.example]}
   - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}
   - {name: llm, action: allow, hosts: [llm.example], paths: [/v1/**]}
-  - {name: fetched, action: allow, hosts: [fetched.example]}
   - {name: rest, action: allow, hosts: [llm.example, open.example]}
   - {name: asked, action: ask, hosts: [asked.example]}
 quotas:
   - {name: per-vm, per: client, clients: [agents], requests: 5, every: minute}
   - {name: tunnels, per: client, clients: [agents], tunnels: 3, every: hour}
   - {name: uploads, per: client, rules: [llm], bytes_out: 1GB, every: day}
-  - {name: downloads, per: client, rules: [fetched], bytes_in: 1GB, every: day}
   - {name: pinned-bytes, per: rule, rules: [pinned], bytes_in: 1GB, every: day}
   - {name: questions, per: client, rules: [asked], tickets: 2, every: day}
 """
@@ -91,15 +89,13 @@ def line(
     length: str = "-",
     encoding: str = "-",
     number: int = 1,
-    answers: str = "- -",
 ) -> bytes:
-    told = f"{rule} {length} {encoding} 1.001 {number} 5 {answers} -"
-    return f"{client} {user} GET http {host} 80 - - - {told}".encode()
+    return f"{client} {user} GET http {host} 80 - - - {rule} {length} {encoding} 1.001 {number} 5 -".encode()
 
 
 def connect(host: str, rule: str) -> bytes:
     """What Squid says about a CONNECT whose tunnel has got its name."""
-    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - - 1.001 1 5 - - -".encode()
+    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - - 1.001 1 5 -".encode()
 
 
 @pytest.fixture(autouse=True)
@@ -454,33 +450,6 @@ def test_announced_bytes_are_taken_at_the_beginning_and_settled_at_the_end(
     counts.release(["1.001.1.5"])
     assert not passes(scope, 5, length="600000001")
     assert passes(scope, 5, length="600000000")
-
-
-def fetches(scope: QuotaScope, number: int, length: str) -> Result:
-    asked = line(
-        "fetched.example",
-        "fetched",
-        client="198.51.100.7",
-        number=number,
-        answers=f"yes {length}",
-    )
-    return answer(scope, asked).result
-
-
-def test_an_answer_takes_its_length_or_a_share_until_it_has_ended(
-    scope: QuotaScope, tmp_path: Path
-) -> None:
-    reply = answer(scope, line("fetched.example", "fetched", client="198.51.100.7"))
-    assert dict(reply.annotations)["answers_"] == "yes"
-    assert fetches(scope, 1, "980000000") is Result.OK
-    assert fetches(scope, 2, "980000000") is Result.ERR
-    assert fetches(scope, 2, "-") is Result.ERR, "a share is a 32nd: 31,250,001"
-    assert fetches(scope, 3, "0") is Result.OK
-    LocalCounts(tmp_path).release(["1.001.1.5"])
-    assert [fetches(scope, number, "-") for number in range(4, 36)] == [
-        *[Result.OK] * 31,
-        Result.ERR,
-    ]
 
 
 @pytest.mark.parametrize("length", ["-", "0000000000000000001", "1,1", "1%2C%201"])

@@ -526,15 +526,10 @@ def found_reply(
 # --- meter ----------------------------------------------------------------------------
 
 
-def within_quota_reply(rule: str, *, counts_answer: bool = False) -> Reply:
-    """Let a request pass on: `rule` has allowed it.
-
-    `counts_answer`: the bytes of its answer count, so Squid asks about that too.
-    """
+def within_quota_reply(rule: str) -> Reply:
+    """Let a request pass on: `rule` has allowed it."""
     counts = (_decision_key(METER, rule, "allow"),)
-    asks = (("answers_", "yes"),) if counts_answer else ()
-    annotations = (("rule_", rule), ("verdict_", "allow"), *asks)
-    return Reply(Result.OK, annotations, counts=counts)
+    return Reply(Result.OK, (("rule_", rule), ("verdict_", "allow")), counts=counts)
 
 
 def over_quota_reply(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,8 +17,6 @@ from squidkeeper.policy.language.prices import MILLIONTHS
 if TYPE_CHECKING:
     from squidkeeper.policy.language.model import Policy, Rule
 
-_SHARES: Final = 32  # of a limit: so many answers of unknown length at once
-_LARGEST_SHARE: Final = 64 * 10**6  # bytes
 DEFAULT_RULE: Final = "default"  # in `rules`: what no rule decides
 # in `found` of a record: how a quota that could not be counted is named
 UNCOUNTED: Final = "quota-unavailable"
@@ -137,14 +135,6 @@ class Quota:
     def amount(self) -> str:
         """The limit with its unit."""
         return shown_amount(self.unit, self.limit)
-
-
-def answer_share(quotas: Iterable[Quota]) -> int | None:
-    """Return how much an answer of unknown length may have, where bytes of answers
-    count; None where they do not.
-    """
-    limits = [quota.limit for quota in quotas if quota.unit is QuotaUnit.BYTES_IN]
-    return min(min(limits) // _SHARES + 1, _LARGEST_SHARE) if limits else None
 
 
 def shown_amount(unit: QuotaUnit, count: int) -> str:

@@ -16,12 +16,7 @@ from typing import Final
 from squidkeeper.base.helper_metrics import METER
 from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide, deny
 from squidkeeper.policy.engine.quotas import counting
-from squidkeeper.policy.language.quotas import (
-    UNCOUNTED,
-    Quota,
-    QuotaUnit,
-    answer_share,
-)
+from squidkeeper.policy.language.quotas import UNCOUNTED, Quota
 from squidkeeper.policy.protocol.lines import (
     Reply,
     decode_token,
@@ -46,9 +41,8 @@ from squidkeeper.serving.replies import (
     within_quota_reply,
 )
 
-# the rule, Content-Length, Transfer-Encoding, the three parts of the request's ID,
-# whether it is about the answer, and the length of that
-_MORE: Final = 8
+# the rule, Content-Length, Transfer-Encoding, and the three parts of the request's ID
+_MORE: Final = 6
 # Squid's trailing `-`
 _TOKENS: Final = (
     REQUEST_TOKENS + _MORE,
@@ -77,27 +71,20 @@ class QuotaScope:
         stated, rule_token, length, encoding, *rest = split_tokens(
             line, REQUEST_TOKENS, _TOKENS
         )
-        of_answer, answer_length = rest[3] != _NO_TOKEN, rest[4]
         tokens, rule = _before_its_tunnel(stated), decode_token(rule_token)
         request = parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
         if isinstance(request, Malformed):  # which the policy has denied
             return _uncounted(request, self.policy)
         quotas = self._quotas(self._matches.find(tokens), rule)
-        counts_answer = any(quota.unit is QuotaUnit.BYTES_IN for quota in quotas)
-        if of_answer:
-            quotas = tuple(q for q in quotas if q.unit is QuotaUnit.BYTES_IN)
-            sent = _answer(answer_length, answer_share(quotas) or 0, rest)
-        else:
-            sent = _body(length, encoding, rest)
         user = None if request.user is None else recorded_user(request.user)
         address = request.client.text if request.client else ""
         counts = [(quota, holder(quota, address, user, rule)) for quota in quotas]
-        refusal = self._meter.take(counts, sent)
+        refusal = self._meter.take(counts, _body(length, encoding, rest))
         until = _wait_from(rest[0]) if refusal and refusal.passes_soon else 0.0
         if until <= time.monotonic():
             self._report(refusal.unavailable if refusal else "")
         if refusal is None:
-            return within_quota_reply(rule, counts_answer=counts_answer)
+            return within_quota_reply(rule)
         refused = self._refuse(refusal, request)
         return replace(refused, hold_until=until) if until else refused
 
@@ -143,18 +130,9 @@ def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Announced | None
     size = int(length) if is_plain else None
     if size == 0 or length == encoding == _NO_TOKEN:
         return None
-    return Announced(_request_id(rest), size)
-
-
-def _answer(length: bytes, share: int, rest: list[bytes]) -> Announced | None:
-    """Read what an answer is about to have: its length, or a share."""
-    size = int(length) if _LENGTH.fullmatch(length) else share
-    return Announced(_request_id(rest), size, QuotaUnit.BYTES_IN) if size else None
-
-
-def _request_id(rest: list[bytes]) -> str:
     # as at the end of REQUEST_ID in setup/error_pages.py
-    return b".".join(rest[:3]).decode("ascii", "replace")
+    request = b".".join(rest[:3]).decode("ascii", "replace")
+    return Announced(request, size)
 
 
 def _wait_from(began: bytes) -> float:
@@ -185,10 +163,9 @@ def refusal_reason(refusal: Refusal) -> str:
     if refusal.unavailable:
         return f"The quota {quota.name} ({quota.text}) cannot be counted at the moment."
     if refusal.held:
-        return f"Of the quota {quota.name} ({quota.text}), requests that have not ended hold what this request needs."
+        return f"Of the quota {quota.name} ({quota.text}), uploads that have not ended hold what this request needs."
     if refusal.left:
-        does = "would send" if quota.unit is QuotaUnit.BYTES_OUT else "would get"
-        return f"The quota {quota.name} ({quota.text}) has less left than this request {does}."
+        return f"The quota {quota.name} ({quota.text}) has less left than this request would send."
     return f"The quota {quota.name} ({quota.text}) is used up."
 
 

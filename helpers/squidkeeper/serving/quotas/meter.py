@@ -35,15 +35,13 @@ _AWAY_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What a request is about to send, or its answer to have: the request's ID, and the
-    size.
+    """What a request is about to send: the request's ID, and its size.
 
     None: it sends chunks.
     """
 
     request: str
     size: int | None
-    unit: QuotaUnit = QuotaUnit.BYTES_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ class Meter:
         self, quota: Quota, holder: str, body: Announced | None, now: float
     ) -> tuple[_Lease | None, Refusal | None]:
         try:
-            if body and quota.unit is body.unit:
+            if body and quota.unit is QuotaUnit.BYTES_OUT:
                 return None, self._hold(quota, holder, body)
             if quota.unit.is_size:
                 return None, self._check_size(quota, holder, now)

@@ -209,14 +209,6 @@ def _body_bound(values: Values) -> Iterator[str]:
         yield f"{BODY_BOUND} {values.bytes_out} bytes"
 
 
-def _answer_bound(values: Values) -> Iterator[str]:
-    """Bound an answer of unknown length by what it is counted for while it is under
-    way.
-    """
-    if values.answer_share:
-        yield f"reply_body_max_size {values.answer_share} bytes sk_answer_counts !sk_has_length"
-
-
 def _continued_uploads(values: Values) -> Iterator[str]:
     """Have uploads to the hosts of the service go on.
 
@@ -312,7 +304,6 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "FIRST_COPIES": _first_copies,
     "ONE_LOGIN": _one_login,
     "STRIP": _strip,
-    "ANSWER_BOUND": _answer_bound,
     "BODY_BOUND": _body_bound,
     "CONTINUED_UPLOADS": _continued_uploads,
     "CONTENT_TYPE": _content_type,
