@@ -137,6 +137,7 @@ def test_only_what_must_go_on_after_any_error_catches_everything() -> None:
         "cli.setup",
         "operate.doctor.examination",
         "policy.policy_store.policy_watcher",
+        "policy.published.reader",
         "record.archive.archiver",
         "services.exporter.log_counter",
         "services.pulling.puller",

@@ -526,6 +526,8 @@ def test_under_a_root_the_squid_of_another_gateway_is_not_taken_for_its_own(
         str(tmp_path / whose / "etc/squid.conf"),
     ]
     layout.run.mkdir(parents=True)
+    layout.conf.parent.mkdir()
+    layout.conf.touch()
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         wait_for(
             lambda: psutil.Process(process.pid).cmdline()[-1:] == command[-1:],

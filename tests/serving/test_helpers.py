@@ -958,7 +958,7 @@ def test_what_one_helper_alone_sees_is_said_by_it(start: Start) -> None:
 def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     once = cache_log.OncePerGateway()
     once.open(tmp_path)
-    name = "squidkeeper.policy.policy_store.policy_watcher"
+    name = "squidkeeper.policy.published.reader"
     for number in (*range(300), 299):  # the process that has said it may say it again
         assert once.filter(
             logging.makeLogRecord({"name": name, "msg": f"revision {number}"})

@@ -14,7 +14,7 @@ from squidkeeper.cli.helper_options import shown_option
 from squidkeeper.cli.options import Duration, root_option
 
 if TYPE_CHECKING:
-    from squidkeeper.base.layout import Layout, uses_systemd
+    from squidkeeper.base.layout import Layout
 
 
 @click.command()
@@ -72,6 +72,7 @@ def drain(patience: timedelta, stop: bool, cancel: bool, root: Path | None) -> N
 
 
 def _cancel(layout: Layout) -> None:
+    from squidkeeper.base.layout import uses_systemd
     from squidkeeper.operate.setup.processes import InstalledSquid
     from squidkeeper.serving.drained import undrain
 
@@ -94,6 +95,7 @@ def _cancel(layout: Layout) -> None:
 
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
     from squidkeeper.base.formatting import duration, quantity
+    from squidkeeper.base.layout import uses_systemd
     from squidkeeper.operate.setup.configuration import listen_of
     from squidkeeper.operate.setup.processes import InstalledSquid
     from squidkeeper.operate.setup.sockets import wait_until_idle

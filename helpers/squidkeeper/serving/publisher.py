@@ -37,7 +37,12 @@ def run_publisher(directory: Path, state: Path) -> None:
     if lock is None:
         return
     watcher = PolicyWatcher(
-        directory, state / "lists", lambda policy: policy, folder, published=_published
+        directory,
+        state / "lists",
+        lambda policy: policy,
+        folder,
+        logs=False,
+        published=_published,
     )
     writer = StateWriter(folder)
     due = 0.0

@@ -151,6 +151,7 @@ class PolicyWatcher(Generic[T]):
         prepare: Callable[[CompiledPolicy], T],
         revisions: Path | None = None,
         *,
+        logs: bool = True,
         published: Callable[[CompiledPolicy], bytes] = lambda _: b"",
     ) -> None:
         self.current: T | None = None
@@ -168,6 +169,7 @@ class PolicyWatcher(Generic[T]):
         self._list_cache = list_cache
         self._prepare = prepare
         self._revisions = revisions
+        self._logs = logs  # else whoever reads what is published tells it
         self._published = published
         self._writer = RevisionWriter(revisions, list_cache)
         self._gate = EditGate(directory, revisions)
@@ -319,9 +321,10 @@ class PolicyWatcher(Generic[T]):
             ungranted,
         )
         self._started_with_previous = False
-        _log.info("%s: revision %s is in force", self._directory, revision)
-        for warning in warnings:
-            _log.warning("%s", warning)
+        if self._logs:
+            _log.info("%s: revision %s is in force", self._directory, revision)
+            for warning in warnings:
+                _log.warning("%s", warning)
 
     def _refuse(self, faults: tuple[Fault, ...]) -> None:
         self.state = replace(self.state, ok=False, faults=faults, held=None)
@@ -334,7 +337,8 @@ class PolicyWatcher(Generic[T]):
             if self.current is None
             else "the last good policy goes on"
         )
-        _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
+        if self._logs:
+            _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
 
     # --- edits that a reload gate holds back ------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from squidkeeper.base.errors import InvalidPublication
+from squidkeeper.base.errors import InvalidPublication, describe
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.published.list_file import read_list
@@ -24,6 +24,8 @@ from squidkeeper.policy.published.state_file import read_state, written_at
 _FIRST_SECONDS = 8
 _CHECK_EVERY_SECONDS = 0.2
 _FIRST_CHECK_EVERY_SECONDS = 0.02
+# what is wrong here, and not with the files
+_OF_OURS = frozenset({FaultCode.NOT_READ, FaultCode.NOT_PUBLISHED})
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -65,6 +67,8 @@ class PolicyReader(Generic[T]):
         self._prepare = prepare
         self._each_check = each_check
         self._seen: tuple[object, object] = (None, None)
+        self._told: str | None = None
+        self._told_problem = ""
 
     def start(self) -> None:
         """Follow what is in force, in a thread that ends with the process; wait for the
@@ -84,10 +88,11 @@ class PolicyReader(Generic[T]):
         marked, told = marked_in_force(self.folder), written_at(self.folder)
         if (marked, told) == self._seen:
             return
-        if marked is not None and marked != self._seen[0]:
-            self._read(marked[0])
+        if marked is not None and marked != self._seen[0] and not self._read(marked[0]):
+            marked = None  # it is read again
         self._seen = (marked, told)
         self.state = self._joined()
+        self._tell()
 
     def _follow(self, checked: threading.Event) -> None:
         while True:
@@ -103,17 +108,54 @@ class PolicyReader(Generic[T]):
         codes = {fault.code for fault in self.state.faults}
         return bool(codes) and FaultCode.NOT_READ not in codes
 
-    def _read(self, revision: str) -> None:
+    def _read(self, revision: str) -> bool:
+        """Read a revision; return whether another try is of no use.
+
+        One that is damaged denies. Where this process cannot read, such as without a
+        descriptor to spare, it goes on with the one before.
+        """
         try:
             self.current = self._prepare(load_published(self.folder, revision))
-        except (OSError, InvalidPublication) as error:
-            self.current, self._is_damaged = None, True
-            place = Location(str(publication_file(self.folder, revision)))
-            fault = Fault(place, FaultCode.NOT_READ, str(error))
-            self._own = PolicyState(faults=(fault,))
-            _log.error("revision %s denies everything: %s", revision, error)
-            return
+        except InvalidPublication as error:
+            self.current = None
+            self._note(revision, f"everything is denied: {error}", PolicyState())
+            return True
+        except Exception as error:  # noqa: BLE001 - a helper that fails on a policy denies, and goes on
+            told = str(error) if isinstance(error, OSError) else describe(error)
+            self._note(revision, told, self._own)
+            return False
         self._own, self._is_damaged = PolicyState(revision, time.time(), ok=True), False
+        return True
+
+    def _note(self, revision: str, problem: str, before: PolicyState) -> None:
+        place = Location(str(publication_file(self.folder, revision)))
+        fault = Fault(place, FaultCode.NOT_READ, problem)
+        if fault not in self._own.faults:
+            _log.error("revision %s cannot be read: %s", revision, problem)
+        self._is_damaged = True
+        self._own = replace(before, ok=False, faults=(fault,))
+
+    def _tell(self) -> None:
+        """Log which revision is in force, and what is wrong with the files, once."""
+        revision = None if self.current is None else self._own.revision
+        if revision != self._told and revision is not None:
+            _log.info("%s: revision %s is in force", self._directory, revision)
+            for warning in self.state.warnings:
+                _log.warning("%s", warning)
+        self._told = revision or self._told
+        if self.state.ok:
+            self._told_problem = ""
+            return
+        of_files = [fault for fault in self.state.faults if fault.code not in _OF_OURS]
+        problem = "\n".join(map(str, of_files))
+        if problem and problem != self._told_problem:
+            effect = (
+                "everything is denied"
+                if self.current is None
+                else "the last good policy goes on"
+            )
+            _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
+        self._told_problem = problem
 
     def _joined(self) -> PolicyState:
         """Join what was read here with what the publisher tells about the files."""

@@ -51,9 +51,10 @@ def silent_seconds(folder: Path, now: float) -> float:
         return float("inf")
 
 
-def written_at(folder: Path) -> int | None:
-    """Tell which file of a state there is: another one has another number."""
+def written_at(folder: Path) -> tuple[int, int] | None:
+    """Tell which file of a state there is, by its number and its length."""
     try:
-        return os.stat(state_file(folder)).st_ino
+        found = os.stat(state_file(folder))
+        return found.st_ino, found.st_size
     except OSError:
         return None

@@ -19,7 +19,7 @@ _TIME = "%Y/%m/%d %H:%M:%S"  # as debug.cc of Squid writes it, in local time
 # the loggers of these messages
 _SHARED = frozenset(
     {
-        "squidkeeper.policy.policy_store.policy_watcher",
+        "squidkeeper.policy.published.reader",
         "squidkeeper.serving.helpers.credential",
     }
 )
