@@ -146,7 +146,7 @@ def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(
     light: Visit,
 ) -> None:
     view = light.views["status", WIDE]
-    assert "warning A secret is unavailable: secret missing: the file " in view.text
+    assert "critical A secret is unavailable: secret missing: the file " in view.text
     assert any(re.match(r"1 no-wikipedia deny 3 \d+ \w+ ago", row) for row in view.rows)
     assert any(
         row.startswith("3 hotfix-window allow") and "expired" in row

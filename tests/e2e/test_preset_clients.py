@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.change.learning.uses import newest_presets
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.policy.presets import preset_names
 from tests.waiting import wait_for
 
 from .clients import Machine, cargo_folder, gateway_variables
@@ -21,7 +21,7 @@ POLICY = "version: 1\nclients: {agents: {networks: [192.168.137.0/24]}}\n"
 
 
 def test_each_preset_has_a_client() -> None:
-    assert {client.preset for client in CLIENTS} == preset_names()
+    assert {client.preset for client in CLIENTS} == set(newest_presets())
 
 
 def test_the_document_has_the_table() -> None:

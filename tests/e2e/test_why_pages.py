@@ -546,7 +546,8 @@ def test_why_proposes_a_rule_and_says_what_the_page_says(
     shown: dict[Row, list[Shown]],
 ) -> None:
     for seen in shown["denied", "no-rule"]:
-        assert "add this rule: `- {name: allow-" in seen.told["remedy"]
+        # the policy has clients, and 127.0.0.1 is none of them
+        assert "make the client known: 127.0.0.1 is no client" in seen.told["remedy"]
     [sealed_token] = shown["denied", "sealed-token-refused"]
     assert (
         sealed_token.told["sentence"]
