@@ -520,6 +520,7 @@ def test_a_tunnel_ends_with_the_edit_that_changes_its_mode(
     # Squid keeps an answer for a second
     wait_for(lambda: _posts(gateway), "a new tunnel that takes a body")
     gateway.write("policy.yaml", POLICY)
+    wait_for(lambda: not _posts(gateway), "the policy of the other tests")
 
 
 def _posts(gateway: Gateway) -> bool:

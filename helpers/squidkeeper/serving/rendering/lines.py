@@ -166,7 +166,8 @@ def _one_login(values: Values) -> Iterator[str]:
     may do so already.
     """
     others = ["!sk_reads_headers"] if Part.READ_HEADERS in values.parts else []
-    yield from _first_copy(values, "Authorization", "login", "sk_takes_shared", *others)
+    condition = "sk_takes_shared"
+    yield from _first_copy(values, "Authorization", "authorization", condition, *others)
 
 
 def _first_copy(
