@@ -70,7 +70,6 @@ from ..policy.test_engine_properties import (
     policy_of,
     rewrites,
     rules,
-    undeclared,
     with_passthrough,
 )
 
@@ -562,10 +561,10 @@ def is_of_policy(policies: Policies, asked: Question) -> bool:
 
 
 drawn_policies = st.tuples(
-    rules.map(undeclared),
+    rules,
     defaults,
-    rewrites.map(undeclared),
-    credentials.map(undeclared),
+    rewrites,
+    credentials,
 )
 extras = st.fixed_dictionaries(
     {

@@ -5,7 +5,7 @@ random policies, hostile URLs.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -26,7 +26,6 @@ from squidkeeper.policy.language.forms import Headers, values_of
 from squidkeeper.policy.language.host_lists import HostList, stored_key
 from squidkeeper.policy.language.hosts import parse_host_pattern
 from squidkeeper.policy.language.model import (
-    FINITE_FIELDS,
     Action,
     Client,
     Credential,
@@ -117,9 +116,6 @@ SEGMENTS = [
     "%78",
 ]
 SEGMENTS += ["x.", "s%20", "x::$DATA", "ｘ", "s\u200b", "．．"]
-# The declared fields: values that are drawn together, and the value of a request in
-# plain Python.
-PLAIN: dict[str, tuple[list[str], Callable[[Url], str]]] = {}
 FIELDS = st.fixed_dictionaries(
     {
         "clients": st.lists(st.sampled_from([*CLIENTS]), min_size=1, max_size=2),
@@ -130,7 +126,6 @@ FIELDS = st.fixed_dictionaries(
         "methods": st.sampled_from([["GET"], ["POST"]]),
         "paths": st.lists(st.sampled_from(PATHS), min_size=1, max_size=2),
         "query": st.just({"q": "1*"}),
-        **{name: st.just(values) for name, (values, _) in PLAIN.items()},
     }
 )
 # When a rule holds: always, until so many hours from NOW, or at some hours of each day.
@@ -151,7 +146,6 @@ NAMES = [
     "methods",
     "paths",
     "query",
-    *PLAIN,
 ]
 NOTHING = dict.fromkeys(NAMES)
 GRANT = "grant"  # the action of what is drawn as a grant
@@ -214,19 +208,9 @@ headers = st.lists(
 credentials = st.lists(st.tuples(matches, headers), max_size=4)
 
 
-def undeclared(drawn: list[tuple[Any, ...]]) -> list[Any]:
-    """Leave the declared fields out, which a difference does not compare."""
-    without = dict.fromkeys(PLAIN)
-    return [
-        tuple({**part, **without} if isinstance(part, dict) else part for part in grant)
-        for grant in drawn
-    ]
-
-
 def test_the_properties_know_every_matching_field() -> None:
     # Grants alone have URLs: tests/policy/test_grants.py.
     assert {field.name for field in fields(Match)} == {*NAMES, "urls"}
-    assert [*PLAIN] == [field.name for field in FINITE_FIELDS]
 
 
 Drawn = list[tuple[str, dict[str, Any], bool, int | Hours | None, bool]]
@@ -321,9 +305,6 @@ PLACE = Location("policy.yaml", 1, 1)
 
 
 def match_of(fields: dict[str, Any]) -> Match:
-    declared: dict[str, Any] = {
-        name: fields[name] and frozenset(fields[name]) for name in PLAIN
-    }
     return Match(
         clients=fields["clients"] and frozenset(fields["clients"]),
         hosts=fields["hosts"] and tuple(map(parse_host_pattern, fields["hosts"])),
@@ -334,7 +315,6 @@ def match_of(fields: dict[str, Any]) -> Match:
         paths=fields["paths"] and tuple(map(parse_path_pattern, fields["paths"])),
         query=fields["query"]
         and tuple(QueryPattern(*pair) for pair in fields["query"].items()),
-        **declared,
     )
 
 
@@ -523,10 +503,6 @@ def plainly_holds(
             or (
                 bool(found)
                 and (any if denies else all)(value.startswith("1") for value in found)
-            ),
-            *(
-                value(url) in (getattr(match, name) or [value(url)])
-                for name, (_, value) in PLAIN.items()
             ),
         )
     )

@@ -152,9 +152,6 @@ def test_every_field_of_the_language_is_decided_for_a_folder_that_others_write()
     decided = {name: set(fields.split()) for name, fields in OF_THE_FOLDER.items()}
     decided["PolicyFile"] |= set(LOCAL_SECTIONS)
     decided["Defaults"] |= set(LOCAL_DEFAULTS)
-    for name in ("RuleEntry", "GrantEntry", "RewriteEntry", "CredentialEntry"):
-        # which only tell requests apart
-        decided[name] |= set(schema.FiniteFields.model_fields)
     fields = {
         model.__name__: set(model.model_fields)
         for model in models()

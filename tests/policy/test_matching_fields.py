@@ -1,12 +1,9 @@
-"""Every matching field is known to all that reads one: none is left out silently.
-
-Fields of `FINITE_FIELDS` are declared once, and need no line here.
-"""
+"""Every matching field is known to all that reads one: none is left out silently."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import pytest
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.faults import FaultCode
 from squidkeeper.change.approvals.wording import described
-from squidkeeper.change.difference import comparison
 from squidkeeper.change.difference.comparison import compare
 from squidkeeper.change.learning import draft
 from squidkeeper.change.learning.draft import LearnedRule
@@ -26,27 +22,19 @@ from squidkeeper.change.tightening.text import opened_by
 from squidkeeper.cli import grant
 from squidkeeper.operate.client_kit.brief import write_brief
 from squidkeeper.operate.client_kit.client import KitClient
-from squidkeeper.policy.editor.json_schema import json_schema
 from squidkeeper.policy.engine import CompiledPolicy, sealed_guards
 from squidkeeper.policy.engine.fields import HOST_FIELDS, URL_FIELDS
 from squidkeeper.policy.grant_uses import GrantUses
-from squidkeeper.policy.language import lint, model, passthrough, schema
+from squidkeeper.policy.language import lint, passthrough, schema
 from squidkeeper.policy.language.model import (
-    FINITE_FIELDS,
-    FiniteField,
-    HostFacts,
     Match,
     Rule,
 )
 from squidkeeper.policy.language.sealed_tokens import format_content, parse_content
-from squidkeeper.policy.protocol.request import request_to
-from squidkeeper.policy.url import Host, parse_host
 
-from ..conftest import NOW, compiled_of, decided
+from ..conftest import NOW, compiled_of
 
 ALL = [field.name for field in fields(Match)]
-DECLARED = [field.name for field in FINITE_FIELDS]
-ENTRIES = json_schema()["$defs"]
 SAMPLES = {
     "clients": "[one]",
     "hosts": "[www.a.example]",
@@ -57,10 +45,6 @@ SAMPLES = {
     "paths": "[/x]",
     "query": "{q: x}",
     "urls": "['https://www.a.example/x']",
-    **{
-        name: f"[{ENTRIES['RuleEntry']['properties'][name]['items']['enum'][0]}]"
-        for name in DECLARED
-    },
 }
 OF_RULES = [name for name in ALL if name != "urls"]
 OF_GRANTS = [name for name in ALL if name in schema.GrantEntry.model_fields]
@@ -98,7 +82,6 @@ def test_every_field_has_a_sample_and_decides() -> None:
         "hosts",
         "lists",
     }
-    assert [*schema.FiniteFields.model_fields] == DECLARED
 
 
 @pytest.mark.parametrize("name", OF_RULES)
@@ -119,8 +102,6 @@ def test_a_difference_of_any_field_is_a_difference(
     narrow = entry(name, "name: wide, action: allow")
     found = compare((policy_of(WIDE), policy_of(f"{{{narrow}}}")), NOW)
     assert not found.same
-    if name in DECLARED:
-        assert found.limit == f"what {name} tells apart, which is unproven"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +150,7 @@ def test_what_a_person_approves_has_every_field(
 def test_tighten_keeps_every_field_that_it_does_not_narrow(
     policy_of: PolicyOf, name: str
 ) -> None:
-    assert {*ALL} == {*Field, "ports", "query", "urls", *DECLARED}
+    assert {*ALL} == {*Field, "ports", "query", "urls"}
     policy = policy_of(f"{{{entry(name, 'name: rule, action: allow')}}}").source
     field = Field.PATHS if name != "paths" else Field.METHODS
     edits = {
@@ -198,7 +179,7 @@ def test_learn_writes_the_fields_that_it_knows_and_no_other() -> None:
         Evidence(1, NOW, NOW, *[frozenset[Any]()] * 3),
     )
     written = {name for name, _ in draft._fields(rule)} & {*ALL}
-    assert {*ALL} == written | {"lists", "query", "urls", *DECLARED}
+    assert {*ALL} == written | {"lists", "query", "urls"}
 
 
 @pytest.mark.parametrize("name", OF_RULES)
@@ -207,7 +188,7 @@ def test_a_sealed_token_has_a_field_as_a_guard_or_refuses_it(name: str) -> None:
         name, [SAMPLES[name].strip("[]")]
     )
     fields = {"hosts": ["www.a.example"], "secret": "s", name: value}
-    if name in ("lists", "schemes", *DECLARED):
+    if name in ("lists", "schemes"):
         with pytest.raises(PatternError, match="a sealed token has no such guard"):
             format_content(fields)
         return
@@ -224,114 +205,4 @@ def test_what_passes_through_has_a_field_or_refuses_it() -> None:
         "hosts",
         "ports",
         "urls",
-        *DECLARED,
     }
-
-
-# --- what is shown of every declared field, by one that the tests declare -------------
-
-KINDS = FiniteField(
-    "schemes", lambda facts: "http" if facts.host.address is None else "https"
-)
-
-
-@pytest.fixture
-def declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `schemes` tell names from addresses, which the engine's cache does not do
-    itself.
-    """
-    for module in (model, lint, comparison):
-        monkeypatch.setattr(module, "FINITE_FIELDS", (KINDS,))
-    monkeypatch.setitem(HOST_FIELDS, "schemes", KINDS.holds)
-
-
-@pytest.mark.parametrize(
-    ("wide", "narrow", "covers"),
-    [
-        (None, None, True),
-        (None, "a", True),
-        ("a", None, False),
-        ("ab", "a", True),
-        ("a", "ab", False),
-    ],
-)
-def test_a_declared_field_covers_what_it_lists(
-    wide: str | None, narrow: str | None, covers: bool
-) -> None:
-    one, two = (
-        Match(schemes=None if values is None else frozenset(values))
-        for values in (wide, narrow)
-    )
-    assert KINDS.covers(one, two) is covers
-    assert KINDS.written(two) == sorted(narrow or "")
-
-
-@pytest.mark.parametrize(
-    ("listed", "holds"), [(None, True), ("http", True), ("https", False)]
-)
-def test_a_declared_field_holds_where_the_value_is_listed(
-    listed: str | None, holds: bool
-) -> None:
-    match = Match(schemes=None if listed is None else frozenset({listed}))
-    assert (
-        KINDS.holds(match, HostFacts((), "GET", "", Host("a.example"), 443), False)
-        is holds
-    )
-
-
-@pytest.mark.usefixtures("declared")
-def test_hosts_that_a_declared_field_tells_apart_share_no_answer(
-    policy_of: PolicyOf,
-) -> None:
-    policy = policy_of(
-        "{name: names, action: allow, hosts: ['**.example', 203.0.113.0/24], schemes: [http]}"
-    )
-    asked = [
-        decided(policy, request_to("GET", f"http://{host}/"), NOW)
-        for host in ("a.example", "203.0.113.7") * 2
-    ]
-    assert [tunnel.allowed for tunnel in asked] == [True, False, True, False]
-    assert not parse_host("203.0.113.7").private
-
-
-@pytest.mark.usefixtures("declared")
-def test_a_difference_of_a_declared_field_is_unproven(policy_of: PolicyOf) -> None:
-    policy = policy_of("{name: r, action: allow, hosts: [.a.example], schemes: [http]}")
-    assert (
-        compare((policy, policy), NOW).limit
-        == "what schemes tells apart, which is unproven"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class MoreFields(Match):
-    """The matching fields with one more, which no rule of lint knows."""
-
-    kinds: frozenset[str] | None = None
-
-
-@pytest.mark.parametrize(
-    ("first", "later", "hides"),
-    [(None, "a", True), ("a", "a", True), ("a", None, False)],
-)
-def test_lint_knows_what_a_declared_field_covers(
-    policy_of: PolicyOf,
-    monkeypatch: pytest.MonkeyPatch,
-    first: str | None,
-    later: str | None,
-    hides: bool,
-) -> None:
-    monkeypatch.setattr(lint, "FINITE_FIELDS", (FiniteField("kinds", lambda _: "a"),))
-    policy = policy_of(f"{WIDE}, {WIDE.replace('wide', 'later')}").source
-    matches = [
-        MoreFields(
-            hosts=policy.rules[0].match.hosts, kinds=frozenset(one) if one else None
-        )
-        for one in (first, later)
-    ]
-    rules = tuple(
-        replace(rule, match=match)
-        for rule, match in zip(policy.rules, matches, strict=True)
-    )
-    found = {warning.code for warning in lint.lint(replace(policy, rules=rules), NOW)}
-    assert (FaultCode.RULE_UNREACHABLE in found) is hides

@@ -305,7 +305,6 @@ def _granted_object(granted: Granted) -> dict[str, object]:
 def _object(rule: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
     from squidkeeper.change.approvals.new_grant import spelled
     from squidkeeper.change.approvals.wording import port_text
-    from squidkeeper.policy.language.model import FINITE_FIELDS
 
     match, left = rule.match, None
     with suppress(OSError):
@@ -320,7 +319,6 @@ def _object(rule: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
         "paths": [pattern.text for pattern in match.paths or ()] or None,
         "urls": [url.text for url in match.urls or ()] or None,
         "methods": sorted(match.methods or ()) or None,
-        **{field.name: field.written(match) or None for field in FINITE_FIELDS},
         "expires": rule.expires.isoformat() if rule.expires else None,
         "lapsed": rule.lapsed(now),
         "uses": rule.uses,

@@ -10,7 +10,7 @@ from squidkeeper.base.formatting import duration, printable, quantity
 from squidkeeper.change.approvals.granting import Granted
 from squidkeeper.change.approvals.new_grant import Effect, spelled
 from squidkeeper.policy.engine import Decision
-from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
+from squidkeeper.policy.language.model import Rule
 
 _CLOSING_AT_MOST: Final = 5
 WAITS: Final = (
@@ -89,7 +89,6 @@ def described(rule: Rule) -> Iterator[tuple[str, str]]:
         ("ports", "" if match.urls else _joined(map(port_text, match.ports or ()))),
         ("paths", _joined(pattern.text for pattern in match.paths or ())),
         ("methods", _joined(sorted(match.methods or ()))),
-        *((field.name, _joined(field.written(match))) for field in FINITE_FIELDS),
         ("uses", f"{rule.uses:,} at most" if rule.uses is not None else ""),
         ("reason", printable(rule.reason or "")),
         ("by", printable(rule.owner or "")),

@@ -24,7 +24,6 @@ from squidkeeper.change.difference.dimensions import (
     ClientKind,
     Ports,
     alike,
-    all_entries,
     client_key,
     client_kinds,
     method_key,
@@ -48,7 +47,7 @@ from squidkeeper.change.difference.url_comparison import (
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.timetable import times_of_each
 from squidkeeper.policy.language.exact_urls import ExactUrl
-from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
+from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.protocol.request import CONNECT, Request
 from squidkeeper.policy.url import format_authority
 
@@ -148,23 +147,10 @@ def compare(policies: Policies, at: datetime) -> Comparison:
         policies,
         Parts(moments, hosts, tuple(everyone), tuple(every_port), tuple(every_method)),
     )
-    limit = run.compare() or _not_told_apart(policies)
+    limit = run.compare()
     return Comparison(
         run.parts, tuple(run.found), _holding(policies, moments), limit, run.checked
     )
-
-
-def _not_told_apart(policies: Policies) -> str | None:
-    """Name the declared fields that an entry has: their values are not cut into cells,
-    so nothing is proven.
-    """
-    matches = [
-        entry.match
-        for policy in policies
-        for entry in (*all_entries(policy), *policy.source.grants)
-    ]
-    used = [field.name for field in FINITE_FIELDS if any(map(field.written, matches))]
-    return f"what {' and '.join(used)} tells apart, which is unproven" if used else None
 
 
 def _holding(

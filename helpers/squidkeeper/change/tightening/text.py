@@ -11,7 +11,7 @@ from squidkeeper.base.formatting import duration, percent, quantity, timestamp
 from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.change.tightening.findings import Findings, KeptFor, Kind, NarrowedRule
 from squidkeeper.policy.language.body_texts import body_text
-from squidkeeper.policy.language.model import FINITE_FIELDS, Rule
+from squidkeeper.policy.language.model import Rule
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.table.rows import as_table
@@ -117,11 +117,6 @@ def opened_by(rule: Rule) -> str:
     parts += (
         [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
     )
-    parts += [
-        f"{field.name} {', '.join(field.written(match))}"
-        for field in FINITE_FIELDS
-        if field.written(match)
-    ]
     parts += [f"where the body is {body_text(rule.body)}"] if rule.body else []
     parts += [f"meter: {rule.meter}"] if rule.meter else []
     parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []

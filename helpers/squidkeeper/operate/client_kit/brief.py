@@ -16,7 +16,6 @@ from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
 from squidkeeper.policy.language.model import (
-    FINITE_FIELDS,
     Action,
     Credential,
     Match,
@@ -307,7 +306,6 @@ def _match(match: Match, policy: Policy) -> str:
             [f"{pattern.key}={pattern.pattern}" for pattern in match.query or ()],
         ),
         _field("URL", [exact.text for exact in match.urls or ()]),
-        *(_field(field.name, field.written(match)) for field in FINITE_FIELDS),
     )
     return "; ".join(field for field in fields if field)
 

@@ -31,7 +31,6 @@ from squidkeeper.policy.language.model import (
     Rewrite,
     Route,
     Rule,
-    finite_values,
 )
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.protocol.request import (
@@ -528,7 +527,7 @@ class CompiledPolicy:
         )
         grants = self.grants.positions(facts.host)
         found = (rules, grants, rewrites, credentials, upstreams)
-        fetched_for, values = self.may_be_fetched_for(facts.host), finite_values(facts)
+        fetched_for = self.may_be_fetched_for(facts.host)
         key = (
             facts.clients,
             facts.method,
@@ -536,7 +535,6 @@ class CompiledPolicy:
             facts.port,
             *found,
             fetched_for,
-            *values,
         )
         known = self._candidates.get(key)
         if known is None:

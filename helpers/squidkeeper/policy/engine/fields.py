@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 from squidkeeper.policy.language.model import (
-    FINITE_FIELDS,
     Action,
     Credential,
     HostFacts,
@@ -99,7 +98,6 @@ HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
     "schemes": _schemes,
     "ports": _ports,
     "methods": _methods,
-    **{field.name: field.holds for field in FINITE_FIELDS},
 }
 URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {
     "paths": _paths,

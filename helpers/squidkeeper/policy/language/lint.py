@@ -18,7 +18,6 @@ from squidkeeper.policy.language.meter_faults import (
     uncounted,
 )
 from squidkeeper.policy.language.model import (
-    FINITE_FIELDS,
     Action,
     Match,
     Policy,
@@ -557,7 +556,7 @@ def _as_wide(match: Match) -> Iterator[_Narrowed]:
 
 
 def _covers(first: Rule, rule: Rule) -> bool:
-    """Whether methods, query and declared fields of a rule cover those of a later one.
+    """Whether methods and query of a rule cover those of a later one.
 
     A deny matches more than an allow: methods in upper or lower case, a query by any of
     its values.
@@ -568,8 +567,6 @@ def _covers(first: Rule, rule: Rule) -> bool:
         and rule.action is Action.DENY
         and (wide.methods or wide.query) is not None
     ):
-        return False
-    if not all(field.covers(wide, narrow) for field in FINITE_FIELDS):
         return False
     return wide.methods is None or (
         narrow.methods is not None and narrow.methods <= wide.methods

@@ -5,7 +5,7 @@ Only `builder.py` makes these; nothing in here can be wrong any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -238,46 +238,6 @@ class Match:
     def any_request(self) -> bool:
         """Whether it holds for every method, path and query of a host."""
         return self.methods is None and self.any_url
-
-
-class FiniteField(NamedTuple):
-    """A matching field that lists values.
-
-    It holds where the value of the request is listed.
-    """
-
-    name: str  # in `Match` and in `FiniteFields` of schema.py
-    value: Callable[[HostFacts], str]  # the request's; known of a tunnel too
-
-    def holds(self, match: Match, facts: HostFacts, _deny: bool) -> bool:
-        """Whether the field holds for a request."""
-        listed = self._listed(match)
-        return listed is None or self.value(facts) in listed
-
-    def covers(self, wide: Match, narrow: Match) -> bool:
-        """Whether one entry's field holds wherever another's does."""
-        some, all_others = self._listed(narrow), self._listed(wide)
-        return all_others is None or (some is not None and some <= all_others)
-
-    def written(self, match: Match) -> list[str]:
-        """Return the values as in a policy; none where the field is left out."""
-        return sorted(self._listed(match) or ())
-
-    def _listed(self, match: Match) -> frozenset[str] | None:
-        listed: frozenset[str] | None = getattr(match, self.name)
-        return listed
-
-
-# The fields that are declared here and nowhere else: engine, lint and all that writes
-# an entry read this table.
-FINITE_FIELDS: tuple[FiniteField, ...] = ()
-
-
-def finite_values(facts: HostFacts) -> tuple[str, ...]:
-    """Return what the declared fields depend on: requests with the same values are
-    alike to them.
-    """
-    return tuple([field.value(facts) for field in FINITE_FIELDS])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from itertools import product
 from squidkeeper.policy.language.host_lists import HostList
 from squidkeeper.policy.language.hosts import HostForm, HostPattern
 from squidkeeper.policy.language.model import (
-    FINITE_FIELDS,
     Action,
     Credential,
     Match,
@@ -124,7 +123,6 @@ def covers(wide: Rule, narrow: Rule) -> bool:
             some.methods is None
             or (others.methods is not None and others.methods <= some.methods)
         )
-        and all(field.covers(some, others) for field in FINITE_FIELDS)
         and all(
             _holds(asked, _ports(wide, scheme))
             for scheme in DEFAULT_PORTS

@@ -909,11 +909,7 @@ class CanaryEntry(_Model):
     file: File
 
 
-class FiniteFields(_Model):
-    """The matching fields of `FINITE_FIELDS` (model.py), which grants have too."""
-
-
-class TunnelFields(FiniteFields):
+class TunnelFields(_Model):
     """The fields by which everything matches that is known of a tunnel too, hosts
     aside.
     """
@@ -1035,7 +1031,7 @@ class PresetEntry(_Model):
     clients: Several[KnownClient] | None = None
 
 
-class GrantEntry(FiniteFields):
+class GrantEntry(_Model):
     """A grant: an allow for a time, asked where the default or an ask rule would
     decide.
     """

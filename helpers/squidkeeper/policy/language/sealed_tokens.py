@@ -17,7 +17,7 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.language.forms import fields_of, parse_template
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, shipped_header
 from squidkeeper.policy.language.hosts import HostPattern
-from squidkeeper.policy.language.model import FINITE_FIELDS, Match
+from squidkeeper.policy.language.model import Match
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.schema import (
     CredentialHost,
@@ -32,7 +32,7 @@ DEFAULT_VALUE = "Bearer {secret}"
 _PATTERNS_AT_MOST = 16
 _TEXT_LENGTH = 256  # characters
 # Matching fields of a policy that a token cannot have: a list is the policy's.
-_UNKNOWN = ("lists", "schemes", *(field.name for field in FINITE_FIELDS))
+_UNKNOWN = ("lists", "schemes")
 
 
 @dataclass(frozen=True, slots=True)
