@@ -32,7 +32,7 @@ from squidkeeper.policy.engine import (
     mode_in_force,
     unavailable,
 )
-from squidkeeper.policy.engine.decision import Rewritten
+from squidkeeper.policy.engine.decision import Outlook, Rewritten
 from squidkeeper.policy.engine.own_host import TICKET_PAGE
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
 from squidkeeper.policy.language.model import (
@@ -100,66 +100,101 @@ def acl_reply(
     """
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
     mode = mode_in_force(decision, shares=shares)
-    listed = listed_text(policy, decision) if policy else None
-    annotations = [
+    recorded = (
         *_decided(decision, policy),
-        *([("body_", listed)] if listed else []),
-        *([("observed_", decision.observed)] if decision.observed else []),
-        *([("user_", recorded_user(user))] if user is not None else []),
+        *_recorded(decision, policy, user),
         *(_tunnel(tunnel, mode) if tunnel else ()),
-    ]
+    )
     if not decision.allowed and tunnel:
-        return Reply(Result.OK, tuple(annotations), counts=counts)
+        return Reply(Result.OK, recorded, counts=counts)
     if not decision.allowed:
-        asked = (
-            [("tag", "sk_url_decides")]
-            if helper == HOST and decision.observes_url
-            else []
-        )
-        return Reply(
-            Result.ERR,
-            (*annotations, *asked, _contact(policy)),
-            decision.reason,
-            counts,
-        )
+        denial = (*recorded, *_denied(decision, helper), _contact(policy))
+        return Reply(Result.ERR, denial, decision.reason, counts)
+    scope = (
+        _of_host(decision, policy, mode, is_tunnel=tunnel is not None)
+        if helper == HOST
+        else _of_request(decision)
+    )
+    allow = (*recorded, *scope, *_sent_on(decision))
+    return Reply(Result.OK, allow, counts=counts)
+
+
+def _recorded(
+    decision: Decision, policy: CompiledPolicy | None, user: str | None
+) -> Iterator[tuple[str, str]]:
+    """Write what the service of bodies and the access log need of any decision."""
+    if policy and (listed := listed_text(policy, decision)):
+        yield "body_", listed
+    if decision.observed:
+        yield "observed_", decision.observed
+    if user is not None:
+        yield "user_", recorded_user(user)
+
+
+def _denied(decision: Decision, helper: str) -> Iterator[tuple[str, str]]:
+    """Have Squid ask about the URL too where what is observed depends on it."""
+    if helper == HOST and decision.observes_url:
+        yield "tag", "sk_url_decides"
+
+
+def _of_host(
+    decision: Decision,
+    policy: CompiledPolicy | None,
+    mode: TunnelMode,
+    *,
+    is_tunnel: bool,
+) -> Iterator[tuple[str, str]]:
+    """Write what an allow at host scope tells of the requests to the host."""
+    yield "tag", _tag(decision, mode)
+    if decision.private or is_tunnel:
+        yield "private_", "yes" if decision.private else "no"
+    yield from _asked_later(decision.outlook)
     is_watched = policy is not None and policy.source.watches_requests
-    outlook = decision.outlook
-    by_url = helper == HOST and (outlook.needs_url or decision.observes_url)
-    tag = (
-        "sk_url_decides" if by_url else "sk_final" if decision.final else "sk_asks_more"
-    )
-    if mode is TunnelMode.SHARED:
-        tag += "_shared"
-    flags = (
-        (("tag", tag), helper == HOST),
-        (("private_", "yes"), decision.private),
-        (
-            ("private_", "no"),
-            not decision.private and (helper != HOST or tunnel is not None),
-        ),
-        (("rewrite_", "yes"), outlook.may_rewrite),
-        (
-            ("rewrite_", "parameters"),
-            outlook.may_add_parameters and not outlook.may_rewrite,
-        ),
-        (("inject_", "yes"), outlook.may_inject),
-        (("headers_", "yes"), outlook.needs_headers),
-        (("override_", "yes"), _may_override(decision) and not (tunnel or is_watched)),
-        (("passthrough_", "yes"), decision.passthrough),
-        (("websocket_", "yes"), decision.websocket or outlook.unrestricted),
-        (("quota_", "yes"), outlook.under_quota),
-        (("connections_", "single"), decision.connections == "single"),
-    )
-    held = (annotation for annotation, holds in flags if holds)
-    stripped = (
-        ("strip_header_", key)
-        for key in (decision.strip.header_keys if decision.strip else ())
-    )
-    return Reply(
-        Result.OK,
-        (*annotations, *held, *stripped, *_forwarded(decision.upstream)),
-        counts=counts,
-    )
+    if _may_override(decision) and not is_tunnel and not is_watched:
+        yield "override_", "yes"
+    if decision.passthrough:
+        yield "passthrough_", "yes"
+    if decision.websocket or decision.outlook.unrestricted:
+        yield "websocket_", "yes"
+
+
+def _asked_later(outlook: Outlook) -> Iterator[tuple[str, str]]:
+    """Name the helpers that Squid asks about a request to the host."""
+    if outlook.may_rewrite or outlook.may_add_parameters:
+        yield "rewrite_", "yes" if outlook.may_rewrite else "parameters"
+    if outlook.may_inject:
+        yield "inject_", "yes"
+    if outlook.needs_headers:
+        yield "headers_", "yes"
+    if outlook.under_quota:
+        yield "quota_", "yes"
+
+
+def _of_request(decision: Decision) -> Iterator[tuple[str, str]]:
+    """Write what an allow at request scope tells of one request."""
+    yield "private_", "yes" if decision.private else "no"
+    if decision.passthrough:
+        yield "passthrough_", "yes"
+    if decision.websocket:
+        yield "websocket_", "yes"
+
+
+def _sent_on(decision: Decision) -> Iterator[tuple[str, str]]:
+    """Write how an allowed request is sent on, at either scope."""
+    if decision.connections == "single":
+        yield "connections_", "single"
+    if decision.strip:
+        for key in decision.strip.header_keys:
+            yield "strip_header_", key
+    yield from _forwarded(decision.upstream)
+
+
+def _tag(decision: Decision, mode: TunnelMode) -> str:
+    """Name what Squid asks after an allow at host scope."""
+    ending = "_shared" if mode is TunnelMode.SHARED else ""
+    if decision.outlook.needs_url or decision.observes_url:
+        return f"sk_url_decides{ending}"
+    return f"sk_final{ending}" if decision.final else f"sk_asks_more{ending}"
 
 
 def _tunnel(authority: str, mode: TunnelMode) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
+from typing import NamedTuple
 
 from squidkeeper.base.faults import Location
 from squidkeeper.change.difference import consequences
@@ -26,7 +27,9 @@ from squidkeeper.policy.engine.precedence import (
     Holds,
     applied_entries,
     applied_where_bodies_are_read,
+    decision_key,
     first_rule,
+    names_of,
 )
 from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.model import (
@@ -44,6 +47,28 @@ from squidkeeper.policy.protocol.request import Request
 from squidkeeper.policy.url import DEFAULT_PORTS, Host, parse_authority
 
 _HOST = "{host}"
+
+
+class SideKey(NamedTuple):
+    """What the consequences of a side depend on: entries by their names.
+
+    A rewrite may use each fact about a request.
+    """
+
+    denial: consequences.Consequence | None
+    rules: tuple[str, ...]
+    grants: tuple[str, ...]
+    observing: tuple[str, ...]
+    reading: tuple[str, ...]
+    rewrites: tuple[str, ...]
+    credentials: tuple[str, ...]
+    upstream: str | None
+    quotas: tuple[str, ...]
+    default: tuple[bool, bool, str | None]
+    is_private: bool
+    is_address: bool
+    unrestricted: bool
+    facts: HostFacts | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +91,34 @@ class Side:
     reading: tuple[Rule, ...] = ()
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> SideKey:
         """What the consequences for all URLs depend on, of one policy."""
-        candidates, host = self.match.candidates, self.match.facts.host
-        kept = (self.rules, self.grants, self.observing, candidates.rewrites)
-        names = (tuple(entry.name for entry in entries) for entries in kept)
-        credentials = tuple(credential.name for credential in candidates.credentials)
-        upstream = candidates.upstream and candidates.upstream.name
-        facts = (
-            self.match.facts
-            if candidates.rewrites
-            else self.match.facts.method == "GET"
+        candidates, facts = self.match.candidates, self.match.facts
+        default, upstream = candidates.default, candidates.upstream
+        return SideKey(
+            denial=self.denial,
+            rules=names_of(self.rules),
+            grants=names_of(self.grants),
+            observing=names_of(self.observing),
+            reading=names_of(self.reading),
+            rewrites=names_of(candidates.rewrites),
+            credentials=names_of(candidates.credentials),
+            upstream=upstream.name if upstream else None,
+            quotas=self._quotas,
+            default=(default.allowed, default.asks, default.observed),
+            is_private=facts.host.private,
+            is_address=facts.host.address is not None,
+            unrestricted=self.unrestricted,
+            facts=facts if candidates.rewrites else facts.method == "GET",
         )
-        private = (host.private, host.address is not None)
-        default = (
-            candidates.default.allowed,
-            candidates.default.asks,
-            candidates.default.observed,
-        )
+
+    @property
+    def _quotas(self) -> tuple[str, ...]:
         clients = self.match.facts.clients
-        quotas = tuple(
+        return tuple(
             quota.name
             for quota in self.policy.source.quotas
             if quota.holds_for(clients)
-        )
-        reading = tuple(rule.name for rule in self.reading)
-        return (
-            self.denial,
-            *names,
-            quotas,
-            credentials,
-            upstream,
-            private,
-            self.unrestricted,
-            facts,
-            *default,
-            reading,
         )
 
     @property
@@ -211,28 +228,9 @@ def _consequence_now(
             quotas=_quotas(side, decision),
         )
         return refused, decision.asks, None
-    grant, rewrite, names = (
-        decision.counted,
-        applied.rewrite,
-        [one.name for one in applied.credentials],
-    )
-    forwarded = (
-        decision.websocket,
-        decision.connections,
-        decision.strip,
-        decision.meter,
-    )
-    listed = tuple(rule.name for rule in applied.by_body)
-    key = (
-        decision.private,
-        forwarded,
-        grant and grant.name,
-        rewrite and rewrite.name,
-        listed,
-        *names,
-    )
     consequence = _allowed(side, decision, applied, observed)
-    return consequence, key, grant if consequence.allowed else None
+    grant = decision.counted if consequence.allowed else None
+    return consequence, decision_key(decision, applied), grant
 
 
 def _allowed(

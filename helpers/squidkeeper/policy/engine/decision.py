@@ -1,6 +1,7 @@
 """A decision: a denial is a value, never an exception."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.forms import QueryParameters
@@ -72,6 +73,15 @@ class Outlook:
 NOTHING_MORE = Outlook()
 
 
+class Forwarded(NamedTuple):
+    """How an allowed request is forwarded."""
+
+    websocket: bool
+    connections: str | None
+    strip: Strip | None
+    meter: Metering | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """An action, the rule that decided and the reason.
@@ -128,6 +138,11 @@ class Decision:
         What is denied is denied request by request.
         """
         return self.outlook.mode if self.allowed else TunnelMode.FIRST
+
+    @property
+    def forwarded(self) -> Forwarded:
+        """How an allowed request is forwarded, wherever it goes."""
+        return Forwarded(self.websocket, self.connections, self.strip, self.meter)
 
     @property
     def redirects(self) -> bool:

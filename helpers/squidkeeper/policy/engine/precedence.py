@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from squidkeeper.policy.engine.compiled_policy import Candidates
+from squidkeeper.policy.engine.decision import Decision, Forwarded
 from squidkeeper.policy.engine.fields import Entry
 from squidkeeper.policy.language.agreement import AGREED
 from squidkeeper.policy.language.model import Action, Credential, Rewrite, Rule
@@ -24,6 +25,38 @@ class Applied(NamedTuple):
     rewrite: Rewrite | None
     credentials: tuple[Credential, ...]
     by_body: tuple[Rule, ...] = ()
+
+
+class AllowKey(NamedTuple):
+    """What two allows have in common that do the same, whichever rule decides."""
+
+    private: bool
+    forwarded: Forwarded
+    counted: str | None
+    rewrite: str | None
+    credentials: tuple[str, ...]
+    by_body: tuple[str, ...]
+
+
+def decision_key(decision: Decision, applied: Applied) -> AllowKey | bool:
+    """Return what has to be the same for every reading of a path; of a denial, whether
+    a person is asked.
+    """
+    if not decision.allowed:
+        return decision.asks
+    return AllowKey(
+        private=decision.private,
+        forwarded=decision.forwarded,
+        counted=decision.counted.name if decision.counted else None,
+        rewrite=applied.rewrite.name if applied.rewrite else None,
+        credentials=names_of(applied.credentials),
+        by_body=names_of(decision.by_body),
+    )
+
+
+def names_of(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """Name entries, in their order."""
+    return tuple(entry.name for entry in entries)
 
 
 def applied_entries(

@@ -17,6 +17,7 @@ from squidkeeper.policy.engine.precedence import (
     applied_entries,
     applied_where_bodies_are_read,
     chosen_credentials,
+    decision_key,
 )
 from squidkeeper.policy.engine.target import target_url
 from squidkeeper.policy.language.model import HostFacts, Rewrite, Rule, Unavailable
@@ -131,7 +132,7 @@ def _decide_paths(
     )
     for path in paths[1:]:
         other = _applied(policy, match, UrlFacts(path, url.query, url.path), at, spent)
-        if _consequences(policy, match, other) != _consequences(policy, match, applied):
+        if _key(policy, match, other) != _key(policy, match, applied):
             return _ambiguous(paths)
     decision = _decision_by(policy, match, applied.rule)
     if applied.by_body:
@@ -165,32 +166,8 @@ def _applied(
     )
 
 
-def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
-    """Reduce to what must be the same for every reading; another rule with the same
-    consequences may decide.
-    """
-    decision = _decision_of(policy, match, applied)
-    if not decision.allowed:
-        return (decision.action, decision.asks)
-    counted = decision.counted and decision.counted.name
-    rewrite = applied.rewrite and applied.rewrite.name
-    credentials = tuple(credential.name for credential in applied.credentials)
-    forwarded = (
-        decision.websocket,
-        decision.connections,
-        decision.strip,
-        decision.meter,
-    )
-    by_body = tuple(rule.name for rule in decision.by_body)
-    return (
-        decision.action,
-        decision.private,
-        forwarded,
-        counted,
-        rewrite,
-        credentials,
-        by_body,
-    )
+def _key(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
+    return decision_key(_decision_of(policy, match, applied), applied)
 
 
 def _decision_of(

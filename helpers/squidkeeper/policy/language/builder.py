@@ -482,41 +482,24 @@ class _Maker:
 
     def rules(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.rules or ()):
-            place, match = self._place("rules", position), _match(entry)
-            reason, private, expires, owner = (
-                entry.reason,
-                entry.private,
-                entry.expires,
-                entry.owner,
-            )
-            if entry.tls is not None:  # plain http has no TLS
-                match = replace(match, schemes=frozenset({"https"}))
-            removed = (
-                *(entry.strip or ()),
-                *([UNKNOWN_HEADERS] if entry.headers else ()),
-            )
-            strip = Strip.of(removed) if removed else None
-            rest = (
-                reason,
-                private,
-                expires,
-                owner,
-                strip,
-                entry.tls is not None,
-                entry.websocket,
-                entry.connections,
-            )
-            made = Rule(
-                entry.name,
-                place,
-                entry.action,
-                match,
-                *rest,
+            yield Rule(
+                name=entry.name,
+                location=self._place("rules", position),
+                action=entry.action,
+                match=_rule_match(entry),
+                reason=entry.reason,
+                private=entry.private,
+                expires=entry.expires,
+                owner=entry.owner,
+                strip=_strip(entry),
+                passthrough=entry.tls is not None,
+                websocket=entry.websocket,
+                connections=entry.connections,
                 observe=entry.observe,
                 when=_schedule(entry.when),
+                body=body_of(entry.body),
+                meter=_metering(entry),
             )
-            meter = Metering(entry.reserve, entry.ask_usage) if entry.meter else None
-            yield replace(made, body=body_of(entry.body), meter=meter)
 
     def presets(self) -> Iterator[Preset]:
         for position, entry in enumerate(self.model.presets or ()):
@@ -524,11 +507,17 @@ class _Maker:
 
     def grants(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.grants or ()):
-            place, match = self._place("grants", position), _granted(entry)
-            made = Rule(
-                entry.name, place, Action.ALLOW, match, entry.reason, owner=entry.by
+            yield Rule(
+                name=entry.name,
+                location=self._place("grants", position),
+                action=Action.ALLOW,
+                match=_granted(entry),
+                reason=entry.reason,
+                expires=entry.expires,
+                owner=entry.by,
+                uses=entry.uses,
+                made=entry.made,
             )
-            yield replace(made, expires=entry.expires, uses=entry.uses, made=entry.made)
 
     def rewrites(self) -> Iterator[Rewrite]:
         for position, entry in enumerate(self.model.rewrites or ()):
@@ -626,23 +615,20 @@ class _Maker:
 
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):
-            place, (method, url) = self._place("tests", position), entry.request
-            results = (
-                entry.rule,
-                entry.rewrite,
-                entry.credentials,
-                entry.observed,
-                sent_body(entry),
-            )
+            method, url = entry.request
             yield PolicyTest(
-                place,
-                method,
-                url,
-                entry.expect,
-                entry.client,
-                entry.user,
-                entry.at,
-                *results,
+                location=self._place("tests", position),
+                method=method,
+                url=url,
+                expect=entry.expect,
+                client=entry.client,
+                user=entry.user,
+                at=entry.at,
+                rule=entry.rule,
+                rewrite=entry.rewrite,
+                credentials=entry.credentials,
+                observed=entry.observed,
+                body=sent_body(entry),
             )
 
     def _place(self, *steps: str | int) -> Location:
@@ -674,6 +660,22 @@ def _match(
             QueryPattern(key, pattern) for key, pattern in given["query"].items()
         )
     return Match(**given)
+
+
+def _rule_match(entry: schema.RuleEntry) -> Match:
+    match = _match(entry)
+    # plain http has no TLS
+    return match if entry.tls is None else replace(match, schemes=frozenset({"https"}))
+
+
+def _strip(entry: schema.RuleEntry) -> Strip | None:
+    unknown = (UNKNOWN_HEADERS,) if entry.headers else ()
+    headers = (*(entry.strip or ()), *unknown)
+    return Strip.of(headers) if headers else None
+
+
+def _metering(entry: schema.RuleEntry) -> Metering | None:
+    return Metering(entry.reserve, entry.ask_usage) if entry.meter else None
 
 
 def _granted(entry: schema.GrantEntry) -> Match:

@@ -92,29 +92,29 @@ class FindingRow(NamedTuple):
 
 def request_row(record: Record) -> RequestRow:
     """Make the row of a record."""
-    client, error = client_name(record), record.error
-    shown = (
-        record.verdict,
-        record.rule,
-        record.status,
-        record.method,
-        record.duration_ms,
-        error,
-        record.url,
+    return RequestRow(
+        time=record.time,
+        client=client_name(record),
+        verdict=record.verdict,
+        rule=record.rule,
+        status=record.status,
+        method=record.method,
+        duration_ms=record.duration_ms,
+        error=record.error,
+        url=record.url,
     )
-    return RequestRow(record.time, client, *shown)
 
 
 def finding_row(record: Record, kind: str, rule: str) -> FindingRow:
     """Make the row of a finding."""
     return FindingRow(
-        record.time,
-        client_name(record),
-        kind,
-        rule,
-        record.status,
-        record.method,
-        record.url,
+        time=record.time,
+        client=client_name(record),
+        kind=kind,
+        rule=rule,
+        status=record.status,
+        method=record.method,
+        url=record.url,
     )
 
 

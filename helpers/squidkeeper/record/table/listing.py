@@ -370,7 +370,8 @@ def _field(column: Column) -> str:
 
 
 _NUMBERS: Final = frozenset(column.name for column in FIELDS if column.is_number)
-_LINE: Final = f"to_json(struct_pack({', '.join(f'{field.name} := {_field(field)}' for field in FIELDS)}))::VARCHAR"
+_MEMBERS: Final = ", ".join(f"{field.name} := {_field(field)}" for field in FIELDS)
+_LINE: Final = f"to_json(struct_pack({_MEMBERS}))::VARCHAR"
 
 
 # Times at which a long log is divided: to show its first lines early, or to read its
