@@ -124,6 +124,7 @@ ONLY_CHECK_FINDS = {
     "ask-beside-allow",
     "ask-beside-observe",
     "bodies-together",
+    "conflicts",
     "contact",
     "contact-too-long",
     "doubled-names",

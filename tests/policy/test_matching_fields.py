@@ -25,7 +25,7 @@ from squidkeeper.operate.client_kit.client import KitClient
 from squidkeeper.policy.engine import CompiledPolicy, sealed_guards
 from squidkeeper.policy.engine.fields import HOST_FIELDS, URL_FIELDS
 from squidkeeper.policy.grant_uses import GrantUses
-from squidkeeper.policy.language import lint, passthrough, schema
+from squidkeeper.policy.language import conflicts, lint, schema
 from squidkeeper.policy.language.model import (
     Match,
     Rule,
@@ -200,7 +200,7 @@ def test_a_sealed_token_has_a_field_as_a_guard_or_refuses_it(name: str) -> None:
 
 def test_what_passes_through_has_a_field_or_refuses_it() -> None:
     assert {*ALL} <= {
-        *passthrough._NOT_BESIDE,
+        *conflicts.BESIDE_PASSTHROUGH,
         "clients",
         "hosts",
         "ports",

@@ -14,6 +14,7 @@ import pytest
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import FaultCode, Location
+from squidkeeper.policy.language import conflicts
 from squidkeeper.policy.language.builder import BuiltPolicy
 from squidkeeper.policy.language.forms import Headers
 from squidkeeper.policy.language.model import Action, Policy
@@ -78,6 +79,13 @@ def test_the_reference_lists_every_code() -> None:
 
 
 # --- every fault at once --------------------------------------------------------------
+
+
+def test_a_bad_policy_shows_every_conflict() -> None:
+    shown = "\n".join(path.read_text(errors="replace") for path in BAD)
+    for conflict in conflicts.CONFLICTS:
+        message = conflict.message.format(key=conflict.key)
+        assert f": {message} [{conflict.code}]" in shown
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[path.stem for path in BAD])

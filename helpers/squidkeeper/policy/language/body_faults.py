@@ -22,10 +22,6 @@ _Steps = tuple[str | int, ...]
 # where, whether at its key, and what
 _Found = Iterator[tuple[_Steps, bool, FaultCode, str]]
 
-_NOT_BESIDE = {
-    "websocket": "no frame of a WebSocket is read; expected a rule of its own for it",
-    "connections": "a host whose bodies are read shares no connection; expected 'shared' left out",
-}
 _TELLING = ("content-", "mcp-")  # how headers begin that tell how a body is to be read
 _OTHERS = "other hosts, paths, methods or clients"
 _CLOSED_BELOW = "expected a rule below it that denies them"
@@ -38,43 +34,25 @@ _BY_HEADER = (
 
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what a rule cannot have beside `body`, what its parts cannot have beside
-    each other, and doubled bodies.
+    """Find headers that a rule with `body` has to leave, and what the parts of a body
+    cannot have beside each other.
     """
     for document in documents:
-        for section, entry, steps in entries(document, "rules", "tests"):
-            for inner, key, code, message in (
-                _of_rule if section == "rules" else _of_test
-            )(entry):
+        for _, entry, steps in entries(document, "rules"):
+            for inner, key, code, message in _of_rule(entry):
                 yield Fault(document.locate((*steps, *inner), key=key), code, message)
-
-
-def _of_test(entry: _Entry) -> _Found:
-    if {"body", "push"} <= entry.keys():
-        yield (
-            ("push",),
-            True,
-            FaultCode.KEY_CHOICE,
-            "'push' beside 'body', expected one of them",
-        )
 
 
 def _of_rule(entry: _Entry) -> _Found:
     body = entry.get("body")
     if body is not None:
-        yield from _beside(entry)
+        yield from _of_strip(entry)
     if isinstance(body, dict):
         for check in (_of_body, _of_places, _of_git, _of_mcp):
             yield from check(body, entry.get("action"))
 
 
-def _beside(entry: _Entry) -> _Found:
-    if entry.get("action") == Action.ASK:
-        message = "'body' in an ask, which a person decides without the body; expected it in an allow or a deny"
-        yield ("body",), True, FaultCode.BODY_CONFLICT, message
-    for key, why in _NOT_BESIDE.items():
-        if entry.get(key) in (True, "shared"):
-            yield (key,), True, FaultCode.BODY_CONFLICT, f"{key!r} beside 'body': {why}"
+def _of_strip(entry: _Entry) -> _Found:
     for position, header in enumerate(
         stripped if isinstance(stripped := entry.get("strip"), list) else ()
     ):

@@ -9,6 +9,7 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language import (
     body_faults,
+    conflicts,
     entry_faults,
     grants,
     local_setup,
@@ -104,10 +105,9 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *list_faults,
         *_opened_list_faults(documents, lists),
         *secret_faults,
+        *conflicts.entry_faults(documents),
         *entry_faults.entry_faults(documents),
-        *passthrough.entry_faults(documents),
         *body_faults.entry_faults(documents),
-        *meter_faults.entry_faults(documents),
         *grants.entry_faults(documents),
         *_upstream_faults(documents),
         *local_setup.entry_faults(documents, contents.local),
@@ -126,8 +126,8 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         entry_faults.conflicts,
         local_setup.conflicts,
     )
-    if conflicts := sorted(chain.from_iterable(check(policy) for check in checks)):
-        raise PolicyError(conflicts, warnings)
+    if found := sorted(chain.from_iterable(check(policy) for check in checks)):
+        raise PolicyError(found, warnings)
     return BuiltPolicy(policy, (*warnings, *grants.for_nobody(policy)))
 
 
@@ -357,16 +357,6 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
     }
     for document in documents:
         for _, entry, steps in entries(document, "upstreams"):
-            for key in {"basic", "resolve"} & entry.keys() if "direct" in entry else ():
-                place, message = (
-                    document.locate((*steps, key), key=True),
-                    f"{key!r} needs a parent (url)",
-                )
-                yield Fault(
-                    place,
-                    FaultCode.INVALID_UPSTREAM,
-                    f"{message}, expected no 'direct'",
-                )
             basic = entry.get("basic")
             password = basic.get("password") if isinstance(basic, dict) else None
             if isinstance(password, str) and "env" in secrets.get(password, {}):

@@ -1,5 +1,5 @@
-"""Faults of entries that their shape does not show: what stands beside each other,
-twice, too often or in a cycle.
+"""Faults of entries that their shape does not show: what stands twice, too often or in
+a cycle.
 """
 
 import re
@@ -9,14 +9,13 @@ from itertools import chain
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language.document import Document, all_entries, entries
-from squidkeeper.policy.language.model import Action, Policy
+from squidkeeper.policy.language.model import Policy
 from squidkeeper.policy.language.parameters import plain_parameter
 
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
     """Find the faults of all files together."""
     checks = (
-        _observing_faults,
         _preset_faults,
         _login_faults,
         _credential_faults,
@@ -29,58 +28,6 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
     """Find what clients and credentials of a policy cannot have together."""
     yield from _shared_tokens(policy)
     yield from _too_many_headers(policy)
-
-
-# --- observe: true --------------------------------------------------------------------
-
-_NOT_OBSERVING = {
-    "private": "it opens no private address",
-    "strip": "it removes no header",
-    "headers": "it removes no header",
-    "tls": "it passes no tunnel through",
-    "websocket": "it passes no WebSocket",
-    "connections": "it uses no connection",
-    "meter": "it counts nothing",
-}
-
-
-def _observing_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what cannot stand beside `observe: true`: a rule that observes decides
-    nothing.
-    """
-    for document in documents:
-        for _, entry, steps in entries(document, "rules"):
-            for key in (
-                _NOT_OBSERVING.keys() & entry.keys()
-                if entry.get("observe") is True
-                else ()
-            ):
-                message = (
-                    f"{key!r} beside observe: true: a rule that observes "
-                    f"decides nothing, so {_NOT_OBSERVING[key]};"
-                )
-                remedy = f"remove {key!r} until the rule decides"
-                yield Fault(
-                    document.locate((*steps, key), key=True),
-                    FaultCode.OBSERVE_CONFLICT,
-                    f"{message} {remedy}",
-                )
-        defaults = document.data.get("defaults")
-        if not isinstance(defaults, dict) or defaults.get("observe") is not True:
-            continue
-        if defaults.get("ask") is True:
-            message = "ask: true beside observe: true, which allows what would be asked about; expected one of them"
-            place = document.locate(("defaults", "ask"), key=True)
-            yield Fault(place, FaultCode.OBSERVE_CONFLICT, message)
-        if defaults.get("action") == Action.ALLOW:
-            message = (
-                "observe: true beside action: allow, which denies nothing "
-                "that could be observed; expected action: deny"
-            )
-            place = document.locate(("defaults", "observe"), key=True)
-            yield Fault(
-                place, FaultCode.OBSERVE_CONFLICT, f"{message} (or 'action' left out)"
-            )
 
 
 # --- presets --------------------------------------------------------------------------
@@ -123,9 +70,7 @@ def is_login_name(name: str) -> bool:
 
 
 def _login_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find clients with tokens whose name no proxy URL can hold, and those that have
-    users besides.
-    """
+    """Find clients with tokens whose name no proxy URL can hold."""
     for document in documents:
         for _, entry, steps in entries(document, "clients"):
             if "token_sha256" not in entry:
@@ -135,13 +80,6 @@ def _login_faults(documents: Iterable[Document]) -> Iterator[Fault]:
                 message = f"no program can log in as {name!r}, {NAME_EXPECTED}"
                 yield Fault(
                     document.locate(steps, key=True), FaultCode.INVALID_TOKEN, message
-                )
-            if "users" in entry:
-                message = "'users' beside 'token_sha256', expected one of them: who logs in by token is the client"
-                yield Fault(
-                    document.locate((*steps, "users"), key=True),
-                    FaultCode.INVALID_TOKEN,
-                    message,
                 )
 
 
@@ -163,13 +101,10 @@ RENDERED_AT_MOST = 32
 
 
 def _credential_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find a header beside what has headers of its own, and names and placeholders that
-    stand twice.
-    """
+    """Find names and placeholders that stand twice."""
     placeholders: dict[str, Location] = {}
     for document in documents:
         for _, entry, steps in entries(document, "credentials"):
-            yield from _beside_faults(document, entry, steps)
             for key in ("headers", "parameters"):
                 if isinstance(values := entry.get(key), dict):
                     yield from _twice_faults(document, map(str, values), (*steps, key))
@@ -193,27 +128,6 @@ def _too_many_headers(policy: Policy) -> Iterator[Fault]:
                 credential.location, FaultCode.INVALID_HEADER, f"{message}, {expected}"
             )
             return
-
-
-_LEFT_OUT = ", expected it left out, or every header in 'headers'"
-_NO_HEADER_BESIDE = {
-    "headers": _LEFT_OUT,
-    "parameters": _LEFT_OUT,
-    "aws_sigv4": ": a signature has its own headers",
-}
-
-
-def _beside_faults(
-    document: Document, entry: Mapping[str, object], steps: tuple[str | int, ...]
-) -> Iterator[Fault]:
-    for key, expected in _NO_HEADER_BESIDE.items() if "header" in entry else ():
-        if key in entry:
-            message = f"'header' is for bearer, basic and value{expected}"
-            yield Fault(
-                document.locate((*steps, "header"), key=True),
-                FaultCode.KEY_CHOICE,
-                message,
-            )
 
 
 def _twice_faults(

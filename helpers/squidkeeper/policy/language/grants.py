@@ -12,24 +12,15 @@ FLEET_GRANTS: Final = (
     "fleet-grants.yaml"  # in a policy directory: what commands grant on all gateways
 )
 _CHOICES = (("clients", "any_client"), ("hosts", "urls"))
-_OF_URLS = ("paths", "schemes", "ports")
 _PRIVATE = "is private, and no grant opens a private address, expected a rule with private: true"
 
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find grants for nobody or nothing, and what cannot stand beside `urls`."""
+    """Find grants for nobody or nothing."""
     for document in documents:
         for _, entry, steps in entries(document, "grants"):
             for message in _wrong_choices(entry) if entry else ():
                 yield Fault(document.locate(steps), FaultCode.KEY_CHOICE, message)
-            for key in _OF_URLS if "urls" in entry else ():
-                if key in entry:
-                    message = f"{key!r} beside 'urls', which have their own, expected one of them"
-                    yield Fault(
-                        document.locate((*steps, key), key=True),
-                        FaultCode.KEY_CHOICE,
-                        message,
-                    )
 
 
 def _wrong_choices(entry: Mapping[str, object]) -> Iterator[str]:

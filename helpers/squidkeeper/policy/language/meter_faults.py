@@ -8,39 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from squidkeeper.base.faults import Fault, FaultCode
-from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.model import Action, Policy, Rule
 from squidkeeper.policy.language.overlaps import HostNeighbours, covers, overlap
 from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
-
-_OF_METER = ("reserve", "ask_usage")
-
-
-def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what a rule cannot have beside `meter`, or without it."""
-    for document in documents:
-        for _, entry, steps in entries(document, "rules"):
-            for key in _OF_METER if "meter" not in entry else ():
-                if key in entry:
-                    message = (
-                        f"{key!r} is for 'meter', expected both, or {key!r} left out"
-                    )
-                    yield Fault(
-                        document.locate((*steps, key), key=True),
-                        FaultCode.KEY_CHOICE,
-                        message,
-                    )
-            if "meter" in entry and entry.get("websocket") is True:
-                message = (
-                    "'websocket' beside 'meter': no frame of a WebSocket is "
-                    "read; expected a rule of its own for it"
-                )
-                yield Fault(
-                    document.locate((*steps, "websocket"), key=True),
-                    FaultCode.METER_CONFLICT,
-                    message,
-                )
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:

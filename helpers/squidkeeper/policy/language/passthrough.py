@@ -1,5 +1,4 @@
-"""What only an allow can have, and `tls: passthrough`: what cannot stand beside it, in
-a rule and a policy.
+"""`tls: passthrough`: what else in a policy keeps it from passing tunnels through.
 
 A tunnel that passes through shows no path, method, query or header. So whatever would
 have to see one for the same host is a fault: the tunnel would be bumped, or the entry
@@ -10,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 
 from squidkeeper.base.faults import Fault, FaultCode
-from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.host_lists import HostList
 from squidkeeper.policy.language.hosts import HostForm, HostPattern
 from squidkeeper.policy.language.model import (
@@ -26,59 +24,9 @@ from squidkeeper.policy.url import DEFAULT_PORTS, Host
 
 Entry = Rule | Rewrite | Credential
 
-_ALLOW_ONLY = (
-    (Action.DENY, "a deny", {"tls", "websocket", "connections", "headers", "meter"}),
-    (
-        Action.ASK,
-        "an ask",
-        {"tls", "websocket", "connections", "headers", "strip", "private", "meter"},
-    ),
-)
-_NOT_BESIDE = {
-    "paths": "no path is seen in the tunnel",
-    "query": "no query is seen in the tunnel",
-    "methods": "no method is seen in the tunnel",
-    "schemes": "only https has a tunnel, so it says nothing",
-    "lists": "expected the hosts themselves, in hosts",
-    "strip": "no header is seen in the tunnel",
-    "headers": "no header is seen in the tunnel",
-    "connections": "no request is seen in the tunnel",
-    "websocket": "upgrades in the tunnel pass unseen",
-    "body": "no body is seen in the tunnel",
-    "meter": "no answer is seen in the tunnel",
-}
-_ONE_OF_BOTH = "remove {!r}, or remove 'tls' so that each request is decided"
 _APART = "expected other hosts, ports or clients"
 _HTTPS = "https"
 _EVERY_PORT = (range(1, 1 << 16),)
-
-
-def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what a deny or an ask cannot have, and what cannot stand beside `tls`."""
-    for document in documents:
-        for _, entry, steps in entries(document, "rules"):
-            for action, kind, keys in _ALLOW_ONLY:
-                for key in keys & entry.keys() if entry.get("action") == action else ():
-                    message = f"{key!r} in {kind}, expected it in an allow only"
-                    yield Fault(
-                        document.locate((*steps, key), key=True),
-                        FaultCode.ALLOW_ONLY,
-                        message,
-                    )
-            if entry.get("action") != Action.ALLOW or "tls" not in entry:
-                continue
-            for key in _NOT_BESIDE.keys() & entry.keys():
-                message = f"{key!r} beside tls: passthrough: {_NOT_BESIDE[key]}; {_ONE_OF_BOTH.format(key)}"
-                yield Fault(
-                    document.locate((*steps, key), key=True),
-                    FaultCode.PASSTHROUGH_CONFLICT,
-                    message,
-                )
-            if "hosts" not in entry:
-                message = "tls: passthrough without 'hosts', expected the hosts whose tunnels pass through"
-                yield Fault(
-                    document.locate(steps), FaultCode.PASSTHROUGH_CONFLICT, message
-                )
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:

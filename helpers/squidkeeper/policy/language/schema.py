@@ -509,13 +509,6 @@ def _default_action(action: Action) -> Action:
     return action
 
 
-def _ask_default(value: bool, info: ValidationInfo) -> bool:
-    if value and info.data.get("action") is Action.ALLOW:
-        message = "ask: true beside action: allow, expected one of them: what is allowed is not asked about"
-        raise _fault(FaultCode.KEY_CHOICE, message)
-    return value
-
-
 def _number(at_most: int, hint: str = " (without quotes and commas)") -> Any:
     def validate(value: object) -> int:
         if (
@@ -814,7 +807,7 @@ class Defaults(_Model):
     """What happens when no rule matches, and whom to ask."""
 
     action: Annotated[ActionText, AfterValidator(_default_action)] = Action.DENY
-    ask: Annotated[bool, AfterValidator(_ask_default)] = False
+    ask: bool = False
     reason: Prose | None = None
     contact: Contact | None = None
     watch_secrets: bool = False

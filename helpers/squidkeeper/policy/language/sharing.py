@@ -26,7 +26,7 @@ from squidkeeper.policy.language.passthrough import overlap
 from squidkeeper.policy.url import bracketed, parse_authority
 
 _Entry = Rule | Credential | Route
-_NOT_BESIDE = (
+_SEEN_BY_NONE = (
     "tls: passthrough, websocket: true and private: true cannot stand beside it"
 )
 
@@ -58,7 +58,7 @@ def _obstacles(rule: Rule) -> Iterator[str]:
     if opened := _opened(rule):
         yield f"it allows {opened}; expected methods of {', '.join(sorted(BODILESS))}"
     if rule.passthrough or rule.websocket or rule.private:
-        yield _NOT_BESIDE
+        yield _SEEN_BY_NONE
 
 
 def _obstacles_by_others(policy: Policy, rule: Rule) -> Iterator[str]:
