@@ -82,7 +82,7 @@ What a monthly job needs looks unused.
 
 never used, and closed without them: 1 rule
 RULE    PLACE           CLOSES
-legacy  policy.yaml:17  legacy.example
+legacy  policy.yaml:17  legacy.example; schemes https
 
 wider than their use: 2 rules; narrower, they still allow all 22 requests
 RULE      REQUESTS  SHARE  DAYS  CLIENTS  LAST                 FIELD    CLOSES                          NARROWER
@@ -253,7 +253,7 @@ def test_the_policy_of_a_folder_is_narrowed(site: Site) -> None:
             "rule": "other",
             "place": f"{site.policy}/policy.yaml:17:5",
             "holds": None,
-            "closes": "other.example",
+            "closes": "other.example; schemes https",
         }
     ]
     assert [rule["rule"] for rule in found["narrowed"]] == ["code", "packages"]

@@ -302,23 +302,22 @@ def _granted_object(granted: Granted) -> dict[str, object]:
     }
 
 
+_WRITTEN = ("schemes", "ports", "paths", "urls", "methods")
+
+
 def _object(rule: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
     from squidkeeper.change.approvals.new_grant import spelled
-    from squidkeeper.change.approvals.wording import port_text
+    from squidkeeper.policy.language.written import written
 
-    match, left = rule.match, None
+    fields, left = written(rule.match), None
     with suppress(OSError):
         left = counts.left(rule)
     return {
         "name": rule.name,
         "location": str(rule.location),
-        "clients": None if match.clients is None else sorted(match.clients),
-        "hosts": [spelled(pattern) for pattern in match.hosts or ()],
-        "schemes": sorted(match.schemes or ()) or None,
-        "ports": [port_text(ports) for ports in match.ports or ()] or None,
-        "paths": [pattern.text for pattern in match.paths or ()] or None,
-        "urls": [url.text for url in match.urls or ()] or None,
-        "methods": sorted(match.methods or ()) or None,
+        "clients": fields.get("clients"),
+        "hosts": [spelled(pattern) for pattern in rule.match.hosts or ()],
+        **{name: fields.get(name) for name in _WRITTEN},
         "expires": rule.expires.isoformat() if rule.expires else None,
         "lapsed": rule.lapsed(now),
         "uses": rule.uses,

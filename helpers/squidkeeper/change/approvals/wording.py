@@ -11,8 +11,10 @@ from squidkeeper.change.approvals.granting import Granted
 from squidkeeper.change.approvals.new_grant import Effect, spelled
 from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.written import written
 
 _CLOSING_AT_MOST: Final = 5
+_SHOWN: Final = ("hosts", "schemes", "ports", "paths", "methods")
 WAITS: Final = (
     "Not in force yet: it waits for an edit of the policy that is not in "
     "force (`squidkeeper reload`, and cache.log)."
@@ -80,15 +82,13 @@ def until(rule: Rule, now: datetime) -> str:
 def described(rule: Rule) -> Iterator[tuple[str, str]]:
     """Return the fields of a grant as text for a terminal."""
     match = rule.match
-    clients = "any client" if match.clients is None else _joined(sorted(match.clients))
+    texts = {name: _joined(values) for name, values in written(match).items()}
+    texts["hosts"] = _joined(map(spelled, match.hosts or ()))
+    shown = ("paths", "methods") if match.urls else _SHOWN
     fields = (
-        ("clients", clients),
-        ("URLs", _joined(url.text for url in match.urls or ())),
-        ("hosts", "" if match.urls else _joined(map(spelled, match.hosts or ()))),
-        ("schemes", "" if match.urls else _joined(sorted(match.schemes or ()))),
-        ("ports", "" if match.urls else _joined(map(port_text, match.ports or ()))),
-        ("paths", _joined(pattern.text for pattern in match.paths or ())),
-        ("methods", _joined(sorted(match.methods or ()))),
+        ("clients", texts.get("clients", "any client")),
+        ("URLs", texts.get("urls", "")),
+        *((name, texts.get(name, "")) for name in shown),
         ("uses", f"{rule.uses:,} at most" if rule.uses is not None else ""),
         ("reason", printable(rule.reason or "")),
         ("by", printable(rule.owner or "")),
@@ -98,8 +98,3 @@ def described(rule: Rule) -> Iterator[tuple[str, str]]:
 
 def _joined(texts: Iterable[str]) -> str:
     return ", ".join(map(printable, texts))
-
-
-def port_text(ports: range) -> str:
-    """Write a range of ports as in a policy."""
-    return str(ports[0]) if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"

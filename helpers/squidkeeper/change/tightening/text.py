@@ -12,6 +12,7 @@ from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.change.tightening.findings import Findings, KeptFor, Kind, NarrowedRule
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.written import written
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.table.rows import as_table
@@ -47,6 +48,7 @@ _OTHERS: Final[Mapping[Kind, str]] = {
     Kind.LAPSED_GRANT: "grants that have expired (squidkeeper grant --prune, or --fleet REPOSITORY --prune)",
 }
 _SHORT: Final = "the access log covers {}: too short to narrow a policy by it, expected {} (--min-days {})"
+_NARROWING: Final = ("schemes", "ports", "methods", "paths", "query")
 _MONTHLY: Final = "What a monthly job needs looks unused."
 
 
@@ -108,18 +110,15 @@ def as_object(
 
 def opened_by(rule: Rule) -> str:
     """Say what a rule opens."""
-    match = rule.match
-    hosts = [host.text for host in match.hosts or ()] + [
-        f"list {name}" for name in match.lists or ()
+    fields = written(rule.match)
+    lists = [f"list {name}" for name in fields.get("lists", ())]
+    parts = [", ".join([*fields.get("hosts", ()), *lists]) or "every host"]
+    parts += [
+        f"{name} {', '.join(fields[name])}" for name in _NARROWING if name in fields
     ]
-    parts = [", ".join(hosts) or "every host"]
-    parts += [f"methods {', '.join(sorted(match.methods))}"] if match.methods else []
-    parts += (
-        [f"paths {', '.join(path.text for path in match.paths)}"] if match.paths else []
-    )
     parts += [f"where the body is {body_text(rule.body)}"] if rule.body else []
     parts += [f"meter: {rule.meter}"] if rule.meter else []
-    parts += [f"for {', '.join(sorted(match.clients))}"] if match.clients else []
+    parts += [f"for {', '.join(fields['clients'])}"] if "clients" in fields else []
     return "; ".join(parts)
 
 

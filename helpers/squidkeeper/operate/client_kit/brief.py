@@ -7,7 +7,7 @@ other clients.
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from squidkeeper.base.formatting import quantity
 from squidkeeper.operate.client_kit.client import ANY_CLIENT, KitClient
@@ -24,6 +24,7 @@ from squidkeeper.policy.language.model import (
     Rule,
 )
 from squidkeeper.policy.language.quotas import Quota
+from squidkeeper.policy.language.written import written
 from squidkeeper.policy.url import OWN_HOST
 
 _ITEMS_SHOWN = 20  # of one field: hosts, paths
@@ -295,24 +296,21 @@ def _default(policy: Policy, rules: int) -> str:
 
 
 def _match(match: Match, policy: Policy) -> str:
-    fields = (
-        _hosts(match, policy),
-        _field("schemes", sorted(match.schemes or ())),
-        _field("ports", [_port(port) for port in match.ports or ()]),
-        _field("methods", sorted(match.methods or ())),
-        _field("paths", [path.text for path in match.paths or ()]),
-        _field(
-            "query",
-            [f"{pattern.key}={pattern.pattern}" for pattern in match.query or ()],
-        ),
-        _field("URL", [exact.text for exact in match.urls or ()]),
-    )
-    return "; ".join(field for field in fields if field)
+    fields = [
+        f"{_LABELS.get(name, name)} {_items(texts)}"
+        for name, texts in written(match).items()
+        if name not in _BY_HOSTS_OR_CLIENT
+    ]
+    return "; ".join([_hosts(match, policy), *fields])
+
+
+_LABELS: Final = {"urls": "URL"}
+_BY_HOSTS_OR_CLIENT: Final = ("clients", "hosts", "lists")  # told apart from the rest
 
 
 def _hosts(match: Match, policy: Policy) -> str:
     lists = [policy.lists[name] for name in match.lists or ()]
-    known = _items([pattern.text for pattern in match.hosts or ()])
+    known = _items(written(match).get("hosts", []))
     listed = (
         [
             f"{quantity(sum(listed.summary.patterns for listed in lists), 'host')} of a list"
@@ -323,18 +321,10 @@ def _hosts(match: Match, policy: Policy) -> str:
     return " and ".join(filter(None, [known, *listed])) or "every host"
 
 
-def _field(name: str, texts: Sequence[str]) -> str:
-    return f"{name} {_items(texts)}" if texts else ""
-
-
 def _items(texts: Sequence[str]) -> str:
     shown = ", ".join(map(code, texts[:_ITEMS_SHOWN]))
     left = len(texts) - _ITEMS_SHOWN
     return f"{shown} and {left:,} more" if left > 0 else shown
-
-
-def _port(ports: range) -> str:
-    return str(ports[0]) if len(ports) == 1 else f"{ports[0]}-{ports[-1]}"
 
 
 def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[str]:
