@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.error import Mark
 from yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -30,7 +31,9 @@ from yaml.events import (
     SequenceStartEvent,
     StreamEndEvent,
 )
+from yaml.parser import ParserError
 from yaml.reader import Reader
+from yaml.scanner import ScannerError
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language.unquoted import (
@@ -448,7 +451,7 @@ def _events(text: str) -> Iterator[Event]:
 
 def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
     mark = error.problem_mark or error.context_mark
-    if error.context == _IN_QUOTES:  # its problem is at the end of the file
+    if _is_unclosed(text, error):  # its problem is at the end of the file
         mark = error.context_mark
     if mark is None:
         return _UnreadableError(
@@ -463,31 +466,77 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Return how to fix the likely mistake: text without quotes, a tab, a quote or the
-    indentation.
+    """Return how to fix the likely mistake, by where the parser stopped: text without
+    quotes, a tab, a quote or the indentation.
     """
-    lines = text.splitlines()
+    if hint := _hint_of_value(text.splitlines(), error):
+        return hint
+    if _is_in_quotes(text, error):
+        return _UNCLOSED if _is_unclosed(text, error) else _ESCAPE
+    if _lacks_content(error) or _is_in_brackets(text, error):
+        return _BRACKETS
+    mark = error.problem_mark
+    return "" if mark is None else _hint_of_lines(text.splitlines(), error, mark)
+
+
+def _hint_of_value(lines: list[str], error: yaml.MarkedYAMLError) -> str:
     for mark in (error.context_mark, error.problem_mark):
         if mark is None or mark.line >= len(lines):
             continue
         at = lines[mark.line][mark.column : mark.column + 1]
-        if at in _INDICATORS or (at == ":" and error.problem == _NO_CONTENT):
+        if at in _INDICATORS or (at == ":" and _lacks_content(error)):
             return f"; a value that starts with {at!r} has to be quoted"
         if "\t" in lines[mark.line][: mark.column + 1]:
             return "; a tab cannot indent YAML, use spaces"
-    mark = error.problem_mark
-    if error.problem in _HINTS or mark is None:
-        return _HINTS.get(error.problem or "", "")
-    if error.problem in _OF_KEYS and (
-        number := _line_of_glued_key(lines[: mark.line + 1])
-    ):
+    return ""
+
+
+def _hint_of_lines(lines: list[str], error: yaml.MarkedYAMLError, mark: Mark) -> str:
+    if number := _line_of_glued_key(lines[: mark.line + 1]):
         return f"; is a space missing after the ':' in line {number}?"
     line = lines[mark.line] if mark.line < len(lines) else ""
-    return (
-        _hint_of_indentation(line, mark.column)
-        if error.problem in _OF_INDENTATION
-        else ""
+    is_misplaced = (
+        error.context_mark is not None
+        if isinstance(error, ParserError)
+        else not error.context and line[mark.column : mark.column + 1] == ":"
     )
+    return _hint_of_indentation(line, mark.column) if is_misplaced else ""
+
+
+def _is_in_quotes(text: str, error: yaml.MarkedYAMLError) -> bool:
+    """Whether the parser stopped between a quote and the one that closes it."""
+    start, end = error.context_mark, error.problem_mark
+    if not isinstance(error, ScannerError) or start is None or end is None:
+        return False
+    is_closed = _QUOTED.match(text, start.index, end.index) is not None
+    return text[start.index : start.index + 1] in _QUOTES and not is_closed
+
+
+def _is_unclosed(text: str, error: yaml.MarkedYAMLError) -> bool:
+    """Whether a quote is not closed: what stopped the parser is no escape."""
+    if not _is_in_quotes(text, error) or error.problem_mark is None:
+        return False
+    end = error.problem_mark.index
+    rest = text[end:]
+    return not rest or not (rest[0] == "\\" or text[:end].endswith(_WITH_DIGITS))
+
+
+def _is_in_brackets(text: str, error: yaml.MarkedYAMLError) -> bool:
+    """Whether the parser stopped in a list or mapping of one line."""
+    start, end = error.context_mark, error.problem_mark
+    if not isinstance(error, ParserError) or start is None or end is None:
+        return False
+    read = text[start.index : end.index]
+    opened = sum(map(read.count, "[{")) - sum(map(read.count, "]}"))
+    return read[:1] in _OPENING and opened > 0
+
+
+def _lacks_content(error: yaml.MarkedYAMLError) -> bool:
+    """Whether a value was to begin where the parser stopped."""
+    start, end = error.context_mark, error.problem_mark
+    if not isinstance(error, ParserError) or start is None or end is None:
+        return False
+    return start.index == end.index
 
 
 def _line_of_glued_key(lines: list[str]) -> int | None:
@@ -622,29 +671,12 @@ _MEANINGS = {
     "timestamp": "a time",
 }
 _INDICATORS = ("*", "&", "!", "%", "@", "`")
-_OF_INDENTATION = (
-    "did not find expected '-' indicator",
-    "did not find expected key",
-    "mapping values are not allowed in this context",
-)
-_OF_KEYS = (
-    *_OF_INDENTATION,
-    "could not find expected ':'",
-    "did not find expected <document start>",
-)
 _GLUED_KEY = re.compile(r"[ -]*(?:version:\S|[a-z]+:[^\s/:0-9])")  # not localhost:80
 _CLOSING = ("]", "}", "'", '"')
-_IN_QUOTES = "while scanning a quoted scalar"
-_NO_CONTENT = "did not find expected node content"
+_OPENING = ("[", "{")
+_QUOTES = ("'", '"')
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_WITH_DIGITS = ("\\x", "\\u", "\\U")  # escapes
 _ESCAPE = "; write a value with '\\' in it in single quotes"
 _BRACKETS = "; is every bracket closed, and each value with any of [ ] { } , or ': ' in it quoted?"
 _UNCLOSED = "; the quote that opens here is not closed"
-_HINTS = {
-    "found unknown escape character": _ESCAPE,
-    "did not find expected hexdecimal number": _ESCAPE,
-    "did not find expected ',' or ']'": _BRACKETS,
-    "did not find expected ',' or '}'": _BRACKETS,
-    _NO_CONTENT: _BRACKETS,
-    "found unexpected end of stream": _UNCLOSED,
-    "found unexpected document indicator": _UNCLOSED,
-}

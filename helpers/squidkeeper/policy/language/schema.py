@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -18,11 +18,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     PlainValidator,
     ValidationError,
     ValidationInfo,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.base.faults import Fault, FaultCode
@@ -123,6 +124,24 @@ def _wrong_type(expected: str) -> PydanticCustomError:
     return PydanticCustomError(
         "wrong_type", "expected {expected}", {"expected": expected}
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _OneOf:
+    """A value that is one of some words: a fault lists them."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Check the value ahead of pydantic, which knows the words too."""
+        words = tuple(map(str, get_args(source) or source))
+
+        def validate(value: object) -> object:
+            if value not in words:
+                raise _wrong_type(one_of(words))
+            return value
+
+        return core_schema.no_info_before_validator_function(validate, handler(source))
 
 
 def _text(value: object) -> str:
@@ -756,7 +775,11 @@ RuleName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _rule_name)]
 SecretName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _secret_name)]
 Contact = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _contact)]
 Prose = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _prose)]
-ActionText = Annotated[Action, Field(strict=False)]  # strict, pydantic takes no text
+Word = Annotated[T, _OneOf()]
+# strict, pydantic takes no text for a member of an enum
+Member = Annotated[T, Field(strict=False), _OneOf()]
+Scheme = Word[Literal["http", "https"]]
+ActionText = Member[Action]
 Time = Annotated[datetime, PlainValidator(_time)]
 Days = Annotated[frozenset[int], _parsed(FaultCode.INVALID_TIME, parse_days)]
 HoursText = Annotated[Hours, _parsed(FaultCode.INVALID_TIME, parse_hours)]
@@ -837,7 +860,7 @@ class ClientEntry(_Model):
         ]
         | None
     ) = None
-    connections: Literal["own"] | None = None
+    connections: Word[Literal["own"]] | None = None
 
 
 class ListEntry(_Model):
@@ -858,12 +881,10 @@ class OAuth2Entry(_Model):
     """A token endpoint."""
 
     token_url: Endpoint
-    grant: Annotated[secret_sources.Grant, Field(strict=False)]
+    grant: Member[secret_sources.Grant]
     client_id: FormText
     client_secret: KnownSecret | None = None
-    client_auth: Annotated[secret_sources.ClientAuth, Field(strict=False)] = (
-        secret_sources.ClientAuth.BASIC
-    )
+    client_auth: Member[secret_sources.ClientAuth] = secret_sources.ClientAuth.BASIC
     refresh_token: KnownSecret | None = None
     scope: FormText | None = None
     audience: FormText | None = None
@@ -878,7 +899,7 @@ class GitHubAppEntry(_Model):
     installation_id: Annotated[int, PlainValidator(_installation_id)]
     private_key: KnownSecret
     repositories: Many[Repository]
-    permissions: dict[str, Literal["read", "write", "admin"]]
+    permissions: dict[str, Word[Literal["read", "write", "admin"]]]
     api_url: Endpoint = "https://api.github.com"
     ca: File | None = None
 
@@ -909,7 +930,7 @@ class TunnelFields(_Model):
 
     clients: Several[KnownClient] | None = None
     lists: Many[KnownList] | None = None
-    schemes: Several[Literal["http", "https"]] | None = None
+    schemes: Several[Scheme] | None = None
     ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
 
 
@@ -1003,14 +1024,14 @@ class RuleEntry(MatchFields):
         ]
         | None
     ) = None
-    headers: Literal["known"] | None = None
-    tls: Literal["passthrough"] | None = None
+    headers: Word[Literal["known"]] | None = None
+    tls: Word[Literal["passthrough"]] | None = None
     websocket: bool = False
-    connections: Literal["own", "shared", "single"] | None = None
+    connections: Word[Literal["own", "shared", "single"]] | None = None
     observe: bool = False
     when: WhenEntry | None = None
     body: BodyEntry | None = None
-    meter: Literal["tokens"] | None = None
+    meter: Word[Literal["tokens"]] | None = None
     reserve: Annotated[int, _number(_RESERVE_AT_MOST)] = RESERVE
     ask_usage: bool = False
 
@@ -1037,7 +1058,7 @@ class GrantEntry(_Model):
         Many[Annotated[ExactUrl, _parsed(FaultCode.INVALID_URL, parse_exact_url)]]
         | None
     ) = None
-    schemes: Several[Literal["http", "https"]] | None = None
+    schemes: Several[Scheme] | None = None
     ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
     methods: (
         Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None
@@ -1127,7 +1148,7 @@ class UpstreamEntry(TunnelFields):
     ) = None
     direct: Literal[True] | None = None
     basic: Basic | None = None
-    resolve: Literal["upstream"] | None = None
+    resolve: Word[Literal["upstream"]] | None = None
 
 
 CountAtMost = Annotated[int, _number(LARGEST_COUNT)]
@@ -1140,7 +1161,7 @@ class QuotaEntry(_Model):
     """How much may be used in a time."""
 
     name: Name
-    per: Annotated[Counted, Field(strict=False)]
+    per: Member[Counted]
     clients: Several[KnownClient] | None = None
     rules: Several[Annotated[str, PlainValidator(_counted_rule)]] | None = None
     requests: CountAtMost | None = None
@@ -1152,7 +1173,7 @@ class QuotaEntry(_Model):
     tokens_out: TokensAtMost | None = None
     tokens: TokensAtMost | None = None
     cost: CostAtMost | None = None
-    every: Annotated[Window, Field(strict=False)]
+    every: Member[Window]
 
 
 Amount = Annotated[int, PlainValidator(_amount)]
@@ -1349,12 +1370,6 @@ def _code_and_message(
                 or _EXPECTED.get(detail["type"])
                 or str(context["expected"])
             )
-            if detail["type"] in ("enum", "literal_error"):  # 'allow' or 'deny'
-                expected = (
-                    one_of(tuple(_QUOTED.findall(expected)))
-                    if "'" in expected
-                    else expected
-                )
             return FaultCode.WRONG_TYPE, _type_message(steps, detail["input"], expected)
 
 
@@ -1541,7 +1556,6 @@ _CHOOSING_KEYS = {
     "body": "rules",
     "push": "tests",
 }
-_QUOTED = re.compile("'([^']*)'")
 _EXPECTED = {
     **dict.fromkeys(
         ("list_type", "tuple_type", "frozen_set_type"), "a list, such as [one, two]"
