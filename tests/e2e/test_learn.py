@@ -9,7 +9,7 @@ from tests.waiting import wait_for
 
 from .curl import curl
 from .expect import allowed, denied
-from .gateway import NewGateway
+from .gateway import Gateway, NewGateway
 from .origin import Origins
 
 OBSERVING = """
@@ -20,6 +20,12 @@ clients:
 rules:
   - {name: closed, action: deny, hosts: [closed.example]}
 """
+
+
+def rule_of(gateway: Gateway, url: str) -> str:
+    before = len(gateway.log())
+    curl(gateway, url)
+    return str(gateway.logged(url, before)["rule"])
 
 
 def test_what_clients_asked_for_while_observing_becomes_the_policy(
@@ -52,6 +58,10 @@ def test_what_clients_asked_for_while_observing_becomes_the_policy(
     wait_for(
         lambda: curl(gateway, "https://other.example/").status == 403,
         "the draft in force",
+    )
+    wait_for(
+        lambda: rule_of(gateway, "https://api.example/v1/items/17") != "default",
+        "the draft in force for a host that Squid has an answer for",
     )
 
     allowed(gateway, origins, "https://api.example/v1/items/19", "api.example-read")

@@ -34,7 +34,10 @@ def publishers(gateway: Gateway) -> list[int]:
 @pytest.fixture
 def one(gateway: Gateway, origins: Origins) -> Iterator[int]:
     """The publisher of the gateway."""
-    assert curl(gateway, "http://open.example/").status == 200
+    wait_for(
+        lambda: curl(gateway, "http://open.example/").status == 200,
+        "the policy in force",
+    )
     wait_for(lambda: len(publishers(gateway)) == 1, "one publisher")
     [pid] = publishers(gateway)
     yield pid

@@ -5,6 +5,7 @@ what is missing.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from http.client import HTTPConnection
+from http.client import BadStatusLine, HTTPConnection
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -174,7 +175,7 @@ class Process:
         assert self.process.poll() is None, self.process.communicate(timeout=60)
         try:
             return self.get("/healthz").status > 0
-        except OSError:
+        except (OSError, BadStatusLine):  # a port that connects to itself says this
             return False
 
     def get(
@@ -206,11 +207,12 @@ class Process:
 
     def value(self, series: str) -> float:
         lines = self.get("/metrics").text.splitlines()
-        return next(
+        values = (
             float(line.rpartition(" ")[2])
             for line in lines
             if line.startswith(f"{series} ")
         )
+        return next(values, math.nan)
 
     def wait_for_value(self, series: str, value: float) -> None:
         wait_for(lambda: self.value(series) == value, f"{series} to be {value}")
@@ -267,9 +269,11 @@ def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) ->
         assert exporter.unhealthy() == ALWAYS
         status, told = exporter.end(signal.SIGINT)
         assert status == 0
+        lines = [line.split("squidkeeper: ")[-1] for line in told.splitlines()]
+        on_a_slow_machine = ": no policy after "
         assert sorted(
-            line.split("squidkeeper: ")[-1] for line in told.splitlines()
-        ) == (sorted(exporter_log(exporter, tmp_path)))
+            line for line in lines if on_a_slow_machine not in line
+        ) == sorted(exporter_log(exporter, tmp_path))
 
 
 def exporter_log(exporter: Process, folder: Path) -> list[str]:
