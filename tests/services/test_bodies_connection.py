@@ -109,7 +109,9 @@ class Service:
     ) -> None:
         self.counted: list[tuple[str, ...]] = []
         self.pool = ThreadPoolExecutor(2)
-        self.policies = Policies(lambda: policy, folder / "revisions", self.pool)
+        self.policies = Policies(
+            lambda: policy, folder / "revisions", folder, self.pool
+        )
         turns = DenialTurns(Limits(5, 100, 5), at)
         self.judge = BodyJudge(
             self.policies, Pages(Layout.of(None)), turns, self.pool, self._count

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from squidkeeper.base.helper_metrics import BODIES
+from squidkeeper.base.layout import Layout
 from squidkeeper.operate.setup.sockets import is_open
+from squidkeeper.policy.published import places
 from squidkeeper.record.usage.ledger import latest, ledger_files, read_entries
 from squidkeeper.services.bodies.icap import format_chunk
-from tests.conftest import compiled_of
+from squidkeeper.services.bodies.process import BodiesOptions, new_judge
+from squidkeeper.serving.helpers.helper_counters import HelperCounters
+from squidkeeper.serving.helpers.publisher_child import follow_policy
+from tests.conftest import compiled_of, write_policy
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -52,6 +59,23 @@ import sys
 import squidkeeper.services.bodies.process
 print([name for name in sys.modules if "usage" in name or name in ("sqlite3", "squidkeeper.services.bodies.answers")])
 """
+
+
+def test_the_process_reads_revisions_where_they_are_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the state folder cannot be written, they are in memory."""
+    monkeypatch.setattr(places, "_MEMORY", tmp_path)
+    state = tmp_path / "state"
+    state.write_text("no folder")
+    directory = write_policy(tmp_path / "policy", "rules: []")
+    options = BodiesOptions(("127.0.0.1", 0), directory, state, Layout.of(None), 1, 1)
+    watcher = follow_policy(directory, state, lambda compiled: compiled)
+    assert watcher.folder.parent == tmp_path
+    counting = HelperCounters(BODIES, state, lambda: watcher.state)
+    with closing(asyncio.new_event_loop()) as loop:
+        judge = new_judge(loop, options, watcher, counting)
+    assert judge.policies.revisions == watcher.folder
 
 
 @pytest.mark.system

@@ -63,7 +63,9 @@ class Service:
         self.state = folder / "state"
         (self.state / "bodies").mkdir(parents=True, exist_ok=True)
         self.counted: list[tuple[str, ...]] = []
-        policies = Policies(lambda: policy, folder / "revisions", ThreadPoolExecutor(1))
+        policies = Policies(
+            lambda: policy, folder / "revisions", folder, ThreadPoolExecutor(1)
+        )
         self.settler = Settler(
             folder / "policy",
             self.state,

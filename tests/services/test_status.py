@@ -376,7 +376,7 @@ WRONG = {
     ),
     "policy-not-published": (
         replace(WELL, publisher_silent_seconds=16.0),
-        "Edits of the policy do not come into force: nobody publishes them.",
+        "Edits of the policy do not come into force: they are not published: no publisher runs, or it hangs.",
     ),
     "maintenance-not-running": (
         replace(WELL, maintenance=MaintenanceStatus(runs=False)),
@@ -617,6 +617,13 @@ def test_bodies_need_one_process_and_none_where_no_rule_asks_for_them() -> None:
         == []
     )
     assert codes(replace(asked, fragment=asked.fragment.replace("bodies,", ""))) == []
+
+
+def test_an_edit_that_a_full_disk_keeps_out_is_told_with_the_disk() -> None:
+    full = replace(DISK, folder="state", path=Path("/state"), available_bytes=0)
+    view = replace(WELL, publisher_silent_seconds=16.0, disks=(full,))
+    told = "do not come into force: they are not published: 0 B of 10 GB free on the disk of /state."
+    assert told in text_of(view)
 
 
 def test_each_condition_has_a_case_here() -> None:

@@ -284,6 +284,10 @@ class InvalidPublication(SquidkeeperError):
     """A policy as it was published cannot be read; the text says why."""
 
 
+class OtherPolicy(InvalidPublication):
+    """What was published is the policy of another directory; the text names both."""
+
+
 class CountsBusy(CountsUnavailable):
     """Other processes write the counts for longer than one waits."""
 

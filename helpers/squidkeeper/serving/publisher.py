@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.base.errors import StateInUse
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
@@ -21,7 +22,11 @@ from squidkeeper.policy.published.places import published_folder
 from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.policy.published.state_file import StateWriter
-from squidkeeper.serving.helpers.publisher_child import taken_publisher_lock
+from squidkeeper.serving.helpers.publisher_child import (
+    name_publisher,
+    named_publisher,
+    taken_publisher_lock,
+)
 from squidkeeper.serving.parts import needed_keys
 
 _CHECK_EVERY_SECONDS: Final = 0.2
@@ -30,19 +35,23 @@ _BEAT_EVERY_SECONDS: Final = 1.0
 
 def run_publisher(directory: Path, state: Path) -> None:
     """Publish the policy until standard input ends; return at once where another
-    process publishes it.
+    process publishes it. `StateInUse` where that publishes another policy.
     """
     folder = published_folder(directory, state)
     lock = taken_publisher_lock(folder)
     if lock is None:
+        _ensure_same(directory, folder)
         return
+    name_publisher(lock, directory)
     watcher = PolicyWatcher(
         directory,
         state / "lists",
         lambda policy: policy,
         folder,
         logs=False,
-        published=_published,
+        published=lambda policy: write_publication(
+            policy, needed_keys(policy.source), directory
+        ),
     )
     writer = StateWriter(folder)
     due = 0.0
@@ -69,8 +78,13 @@ def _state(watcher: PolicyWatcher[CompiledPolicy], folder: Path) -> PolicyState:
     return replace(watcher.state, ok=False, faults=(fault,))
 
 
-def _published(policy: CompiledPolicy) -> bytes:
-    return write_publication(policy, needed_keys(policy.source))
+def _ensure_same(directory: Path, folder: Path) -> None:
+    other = named_publisher(folder)
+    if other not in ("", str(directory.absolute())):
+        raise StateInUse(
+            f"{folder}: another process publishes {other} there, so {directory} cannot"
+            " be published: give each policy a state folder of its own (--state)"
+        )
 
 
 def _has_ended() -> bool:

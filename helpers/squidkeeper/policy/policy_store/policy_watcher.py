@@ -133,6 +133,11 @@ class FileWatch:
         self._folders = folders_of(self._directory, sources.fingerprint)
         self._folders_taken = None  # the next check reads the files once more
 
+    def forget(self) -> None:
+        """Take the files as changed, whatever they are."""
+        self._taken, self._look_at = None, 0.0
+        self._folders_taken = None
+
 
 class PolicyWatcher(Generic[T]):
     """The policy in force, as what `prepare` makes of it; None until one has loaded.
@@ -174,6 +179,7 @@ class PolicyWatcher(Generic[T]):
         self._writer = RevisionWriter(revisions, list_cache)
         self._gate = EditGate(directory, revisions)
         self._files: FileWatch | None = None
+        self._compiled: CompiledPolicy | None = None  # as the files had it last
         self._watch_problem = self.store_problem = self._gate_problem = ""
         self._refused = ""
         self._previous: InForce | None = None
@@ -224,6 +230,7 @@ class PolicyWatcher(Generic[T]):
         """
         problem = ""
         try:
+            self._restore()
             self._writer.write()
         except Exception as error:  # noqa: BLE001 - nor may a revision that we fail to store end the watch
             problem = str(error) if isinstance(error, OSError) else describe(error)
@@ -234,8 +241,23 @@ class PolicyWatcher(Generic[T]):
                     problem,
                 )
             self.store_problem = problem
-        if not self._writer.is_pending:
+        if not problem and not self._writer.is_pending:
             self.store_problem = ""
+
+    def _restore(self) -> None:
+        """Publish the revision in force again, where its files were altered."""
+        revision = self._writer.altered()
+        if revision is None or revision != self.state.revision or not self._compiled:
+            return
+        try:
+            self._writer.publish(revision, self._published(self._compiled))
+        except FileNotFoundError:  # nor is the revision stored any more
+            if self._files:
+                self._files.forget()
+        _log.warning(
+            "what was published of revision %s was altered: it is published again",
+            revision,
+        )
 
     def _watch(self, checked: threading.Event) -> None:
         self.check()
@@ -310,6 +332,7 @@ class PolicyWatcher(Generic[T]):
             else loaded.warnings
         )
         self.current = self._prepare(compiled)
+        self._compiled = compiled
         self.state = PolicyState(revision, time.time(), ok=True, warnings=warnings)
         self._writer.loaded(sources, revision, self._published(compiled))
         ungranted = sources.revision_without_granted

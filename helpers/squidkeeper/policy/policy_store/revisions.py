@@ -79,6 +79,7 @@ class RevisionWriter:
         self._folder = folder
         self._list_cache = list_cache
         self._pending: tuple[Sources, str, bytes] | None = None
+        self._published: tuple[str, object] | None = None  # and how its files were
         self._try_at = 0.0
 
     @property
@@ -104,9 +105,32 @@ class RevisionWriter:
         self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
         store_revision(sources, revision, self._folder, self._list_cache)
         if publication:
-            _publish(publication_file(self._folder, revision), publication)
-        mark_in_force(self._folder, revision)
+            self.publish(revision, publication)
+        else:
+            mark_in_force(self._folder, revision)
         self._pending, self._try_at = None, 0.0
+
+    def publish(self, revision: str, publication: bytes) -> None:
+        """Write what helpers read of a stored revision, and mark it as in force."""
+        if self._folder is None:
+            return
+        self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
+        _publish(publication_file(self._folder, revision), publication)
+        mark_in_force(self._folder, revision)
+        self._published = (revision, _as_published(self._folder, revision))
+        self._try_at = 0.0
+
+    def altered(self) -> str | None:
+        """Return the revision that was published, where its files are not as they were
+        written.
+        """
+        if self._folder is None or self._published is None or self._pending:
+            return None
+        if time.monotonic() < self._try_at:
+            return None
+        revision, written = self._published
+        found = _as_published(self._folder, revision)
+        return None if found == written else revision
 
 
 def revision_in_force(folder: Path) -> InForce | None:
@@ -360,6 +384,16 @@ def _put(unfinished: Path, place: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)  # it is incomplete, or the same
         with suppress(OSError):
             unfinished.rename(place)
+
+
+def _as_published(folder: Path, revision: str) -> object:
+    """Return what changes with whatever is done to a publication."""
+    marked = marked_in_force(folder)
+    try:
+        found = os.stat(publication_file(folder, revision))
+    except OSError:
+        return marked
+    return marked, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _publish(file: Path, publication: bytes) -> None:

@@ -2,11 +2,12 @@
 force.
 """
 
+import logging
 import os
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_IMODE, S_ISDIR
 from typing import Final
 
 LISTS: Final = "lists"
@@ -15,8 +16,9 @@ UNFINISHED: Final = ".part"
 _IN_FORCE: Final = "in-force"
 _REVISIONS: Final = "revisions"
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder in it is ours alone
-_PUBLICATION: Final = "publication-1"  # the number is the format's
+_PUBLICATION: Final = "publication-2"  # the number is the format's
 _STATE: Final = "state.json"
+_log = logging.getLogger(__name__)
 
 
 def published_folder(directory: Path, state: Path) -> Path:
@@ -28,12 +30,27 @@ def published_folder(directory: Path, state: Path) -> Path:
         return folder
     name = blake2b(f"{directory.absolute()}\n{state}".encode(), digest_size=8)
     private = _MEMORY / f"squidkeeper-{os.geteuid()}-{name.hexdigest()}"
-    _makes(private, 0o700)
-    with suppress(OSError):
-        found = os.lstat(private)
-        if S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
-            return private
+    if _makes(private, 0o700) or _is_private(private):
+        return private
+    _log.error(
+        "%s: expected a folder of this account, with mode 0700: remove it,"
+        " or let this account write to %s",
+        private,
+        state,
+    )
     return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether no other account has made a folder, or can write there: each account can
+    make one in `_MEMORY`.
+    """
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    is_ours = S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return is_ours and S_IMODE(found.st_mode) == 0o700
 
 
 def _makes(folder: Path, mode: int) -> bool:

@@ -25,7 +25,7 @@ from typing import Final, cast, overload
 
 import msgspec
 
-from squidkeeper.base.errors import InvalidPublication
+from squidkeeper.base.errors import InvalidPublication, OtherPolicy
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.rule_index import RuleIndex, RuleKey
@@ -36,7 +36,7 @@ from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.language.model import Policy, Rule
 from squidkeeper.policy.published.codec import decode, encode
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 LARGEST_BYTES: Final = 256 << 20
 _MAGIC: Final = f"sqkpol{FORMAT:02}".encode()
 _HEAD: Final = struct.Struct(">8s32sQ")
@@ -64,6 +64,7 @@ class _Contents(msgspec.Struct, array_like=True, frozen=True):
     lists: dict[str, str]  # the digest of each, by name
     places: bytes  # where each list is named
     needs: list[str]
+    directory: str  # of the files
 
 
 class PublishedRules(Sequence[Rule]):
@@ -103,8 +104,12 @@ class PublishedRules(Sequence[Rule]):
         return hash(tuple(self))
 
 
-def write_publication(policy: CompiledPolicy, needs: frozenset[str]) -> bytes:
-    """Write a policy; `needs` are the keys of Squid's configuration that it needs."""
+def write_publication(
+    policy: CompiledPolicy, needs: frozenset[str], directory: Path
+) -> bytes:
+    """Write the policy of a directory; `needs` are the keys of Squid's configuration
+    that it needs.
+    """
     source, index = policy.source, policy.index
     kept = index.hosts.kept
     rules = [encode(rule) for rule in source.rules]
@@ -123,15 +128,19 @@ def write_publication(policy: CompiledPolicy, needs: frozenset[str]) -> bytes:
         lists={name: hosts.digest for name, hosts in source.lists.items()},
         places=encode({name: hosts.location for name, hosts in source.lists.items()}),
         needs=sorted(needs),
+        directory=str(directory.absolute()),
     )
     head = msgspec.msgpack.encode(contents)
     body = struct.pack(">Q", len(head)) + head + b"".join(rules)
     return _MAGIC + blake2b(body, digest_size=32).digest() + body
 
 
-def read_publication(path: Path, read_list: ListReader) -> CompiledPolicy:
-    """Read a policy; OSError where the file cannot be read, `InvalidPublication` where
-    it is none of this format.
+def read_publication(
+    path: Path, read_list: ListReader, directory: Path
+) -> CompiledPolicy:
+    """Read the policy of a directory; OSError where the file cannot be read,
+    `InvalidPublication` where it is none of this format, `OtherPolicy` where it is that
+    of another directory.
 
     `read_list` returns the compiled list of a digest.
     """
@@ -147,6 +156,11 @@ def read_publication(path: Path, read_list: ListReader) -> CompiledPolicy:
         contents = msgspec.msgpack.decode(data[_HEAD.size : end], type=_Contents)
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidPublication(f"{path} cannot be read: {error}") from error
+    if contents.directory != str(directory.absolute()):
+        raise OtherPolicy(
+            f"{path} is the policy of {contents.directory}, not of {directory}:"
+            " give each policy a state folder of its own (--state)"
+        )
     return _compiled(contents, PublishedRules(data, end, contents.ends), read_list)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from squidkeeper.base.errors import InvalidPublication, describe
+from squidkeeper.base.errors import InvalidPublication, OtherPolicy, describe
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.published.list_file import read_list
@@ -30,13 +30,14 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def load_published(folder: Path, revision: str) -> CompiledPolicy:
-    """Read a revision that was published; OSError where it is not there,
-    `InvalidPublication` where it cannot be read.
+def load_published(folder: Path, revision: str, directory: Path) -> CompiledPolicy:
+    """Read a revision of a directory that was published; OSError where it is not there,
+    `InvalidPublication` where it cannot be read, or is that of another directory.
     """
     policy = read_publication(
         publication_file(folder, revision),
         lambda digest: read_list(list_file(folder, revision, digest)),
+        directory,
     )
     if policy.revision != revision:
         raise InvalidPublication(f"{revision} holds revision {policy.revision}")
@@ -112,10 +113,15 @@ class PolicyReader(Generic[T]):
         """Read a revision; return whether another try is of no use.
 
         One that is damaged denies. Where this process cannot read, such as without a
-        descriptor to spare, it goes on with the one before.
+        descriptor to spare, or where another policy was published, it goes on with the
+        one before.
         """
         try:
-            self.current = self._prepare(load_published(self.folder, revision))
+            policy = load_published(self.folder, revision, self._directory)
+            self.current = self._prepare(policy)
+        except OtherPolicy as error:
+            self._note(revision, str(error), self._own)
+            return True
         except InvalidPublication as error:
             self.current = None
             self._note(revision, f"everything is denied: {error}", PolicyState())

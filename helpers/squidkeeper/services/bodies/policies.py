@@ -32,10 +32,12 @@ class Policies:
         self,
         in_force: Callable[[], CompiledPolicy | None],
         revisions: Path,
+        directory: Path,
         pool: Executor,
     ) -> None:
         self._in_force = in_force
-        self._revisions = revisions
+        self.revisions = revisions
+        self._directory = directory
         self._pool = pool
         self._kept: OrderedDict[str, CompiledPolicy] = OrderedDict()
         self._loading: dict[str, asyncio.Task[CompiledPolicy | None]] = {}
@@ -75,7 +77,11 @@ class Policies:
                 return found
             try:
                 loaded = await loop.run_in_executor(
-                    self._pool, load_published, self._revisions, revision
+                    self._pool,
+                    load_published,
+                    self.revisions,
+                    revision,
+                    self._directory,
                 )
             except OSError:
                 await asyncio.sleep(_TRY_EVERY_SECONDS)

@@ -77,7 +77,6 @@ def run_bodies(options: BodiesOptions) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     answer_while_loading()
     give_large_blocks_back()
-    revisions = options.state / "revisions"
     watcher: PolicyReader[CompiledPolicy] = follow_policy(
         options.directory, options.state, lambda compiled: compiled
     )
@@ -87,7 +86,7 @@ def run_bodies(options: BodiesOptions) -> None:
     counting.start()
     watcher.start()
     counting.ready()
-    asyncio.run(_run(options, watcher, counting, revisions))
+    asyncio.run(_run(options, watcher, counting))
 
 
 def give_large_blocks_back() -> None:
@@ -103,11 +102,10 @@ async def _run(
     options: BodiesOptions,
     watcher: PolicyReader[CompiledPolicy],
     counting: HelperCounters,
-    revisions: Path,
 ) -> None:
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     loop.set_exception_handler(_report)
-    judge = _new_judge(loop, options, watcher, counting, revisions)
+    judge = new_judge(loop, options, watcher, counting)
     if watcher.current is not None and watcher.current.index.meters:
         # it writes what a killed process has counted and not written
         judge.settler.tick()
@@ -134,15 +132,18 @@ async def _run(
     os._exit(0)
 
 
-def _new_judge(
+def new_judge(
     loop: asyncio.AbstractEventLoop,
     options: BodiesOptions,
     watcher: PolicyReader[CompiledPolicy],
     counting: HelperCounters,
-    revisions: Path,
 ) -> BodyJudge:
+    """Make what judges, by the revisions that `watcher` follows."""
     policies = Policies(
-        lambda: watcher.current, revisions, ThreadPoolExecutor(1, "policies")
+        lambda: watcher.current,
+        watcher.folder,
+        options.directory,
+        ThreadPoolExecutor(1, "policies"),
     )
     limits = Limits(options.rate, options.burst, _LONGEST_SECONDS)
     turns = DenialTurns(

@@ -301,14 +301,16 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
 @_critical(
     "policy-not-published",
     "1m",
-    "Edits of the policy do not come into force: nobody publishes them",
-    "Read cache.log: helpers and the exporter start `squidkeeper publish`, and it ends. The revision in force"
-    " stays meanwhile.",
+    "Edits of the policy do not come into force: they are not published",
+    "Make room where the disk is full. Else read cache.log: helpers and the exporter start `squidkeeper publish`,"
+    " and it ends. The revision in force stays meanwhile.",
     running=True,
 )
 def _policy_not_published(view: Snapshot) -> Iterator[str]:
-    if view.publisher_silent_seconds > _PUBLISHER_PATIENCE_SECONDS:
-        yield ""
+    if view.publisher_silent_seconds <= _PUBLISHER_PATIENCE_SECONDS:
+        return
+    full = (disk for disk in view.disks if disk.folder == "state" and disk.is_full)
+    yield next(map(_free, full), "no publisher runs, or it hangs")
 
 
 @_warning(

@@ -175,7 +175,7 @@ class Exporter:
             self._watcher.start()
             self._store_certificate.start()
             self._start_health()
-            past = PastPolicies(self._options.state / "revisions", self._current)
+            past = PastPolicies(self._watcher.folder, self._current)
             drift = DriftChecker(past, self._current, past.replacing)
             options = self._options
             used_bytes = UsedBytes(

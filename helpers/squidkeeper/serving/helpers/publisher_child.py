@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from squidkeeper.base.untrusted_file import read_untrusted
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.published.places import published_folder
 from squidkeeper.policy.published.reader import PolicyReader
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 _EVERY_SECONDS: Final = 1.0
 _LOCK: Final = "publisher.lock"
+_LONGEST_NAME: Final = 4_096  # PATH_MAX
 
 
 class PublisherChild:
@@ -93,6 +95,21 @@ def taken_publisher_lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def name_publisher(lock: int, directory: Path) -> None:
+    """Write into the lock whose policy its holder publishes."""
+    with suppress(OSError):  # a full disk: then nobody can tell
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, os.fsencode(directory.absolute()), 0)
+
+
+def named_publisher(folder: Path) -> str:
+    """Name the directory whose policy is published; empty where nobody can tell."""
+    try:
+        return os.fsdecode(read_untrusted(folder / _LOCK, _LONGEST_NAME))
+    except OSError:
+        return ""
 
 
 def publisher_lock_is_free(folder: Path) -> bool:
