@@ -84,6 +84,30 @@ OUT: tuple[tuple[str, str, int], ...] = (  # target, body, tokens of the answer
     (CHAT, f'{{{M}"max_tokens": 0}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": -1}}', OF_RULE),
     (CHAT, f'{{{M}"max_tokens": null}}', OF_RULE),
+    # beside a limit of its own: some servers of these paths read it as no limit
+    *(
+        (target, f'{{{M}"{own}": 1, "{other}": {none}}}', OF_RULE)
+        for target, own in (
+            (CHAT, "max_tokens"),
+            (CHAT, "max_completion_tokens"),
+            ("/v1/completions", "max_tokens"),
+            (RESPONSES, "max_output_tokens"),
+            (MESSAGES, "max_tokens"),
+        )
+        for other in (
+            "n_predict",
+            "max_new_tokens",
+            "max_completion_tokens",
+            "max_tokens",
+            "max_output_tokens",
+        )
+        if other != own
+        for none in (-2, -1, 0, -(2**40))
+    ),
+    (CHAT, f'{{{M}"max_tokens": 5, "n_predict": -1, "n": 2}}', 2 * OF_RULE),
+    (CHAT, f'{{{M}"max_tokens": 90000, "n_predict": -1}}', 90000),
+    (CHAT, f'{{{M}"max_tokens": 1, "n_predict": null}}', 1),
+    (GEMINI, '{"generationConfig": {"maxOutputTokens": 1}, "max_tokens": -1}', OF_RULE),
     (CHAT, f'{{{M}"metadata": {{"max_tokens": 1}}}}', OF_RULE),
     (CHAT, f'{{{M}"text": "\\"max_tokens\\": 1"}}', OF_RULE),
     (RESPONSES, f'{{{M}"max_tokens": 1}}', OF_RULE),

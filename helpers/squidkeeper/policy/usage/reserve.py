@@ -57,7 +57,8 @@ def reserve_of(sent: SentRequest, reserve: int, form: UsageForm | None) -> Reser
 
     The prompt is a token for every four bytes of the body, its images included. An
     answer is as long as the request allows, by the limits that its API has; `reserve`
-    tokens where it names none of them. The limit of another API makes it longer only.
+    tokens where it names none of them. The limit of another API makes it longer only. A
+    limit of 0 and less is none to some servers: `reserve` tokens are then the least.
     Each of several answers counts. Where the form is unknown, `reserve` tokens are the
     least, and a body that cannot be read counts as it was sent, and names nothing.
     `UnreadableBody` where the form is known: the API could read another limit than is
@@ -110,11 +111,12 @@ def _longest_answer(found: Found, reserve: int, form: UsageForm | None) -> int:
     if form is not None and not form.tokens_out:
         return 0
     of_api = [*_numbers(found, form.limits, form)] if form is not None else []
-    return max([*(of_api or [reserve]), *_numbers(found, _LIMITS, form)])
+    limits = [*(of_api or [reserve]), *_numbers(found, _LIMITS, form)]
+    return max(limit if limit > 0 else reserve for limit in limits)
 
 
 def _choices(found: Found, form: UsageForm | None) -> int:
-    return max(_numbers(found, _CHOICES, form), default=1)
+    return max([1, *_numbers(found, _CHOICES, form)])
 
 
 def _prompts(found: Found, content: bytes) -> int:
@@ -134,14 +136,11 @@ def _prompts(found: Found, content: bytes) -> int:
 def _numbers(
     found: Found, names: tuple[str, ...], form: UsageForm | None
 ) -> Iterator[int]:
-    """Yield what is set.
-
-    Some APIs take 0 and less for no limit, and 64000.0 or "64000" for 64000.
-    """
+    """Yield what is set. Some APIs take 64000.0 or "64000" for 64000."""
     for name in names:
         value = read_value(written := _written(found, name))
         if isinstance(value, int) and not isinstance(value, bool):
-            yield from [value] if value > 0 else []
+            yield value
         elif form is not None and written != b"null":
             raise UnreadableBody(f"{name} is no whole number")
 
