@@ -33,7 +33,7 @@ from squidkeeper.policy.language.bodies import (
     WrittenPush,
 )
 from squidkeeper.policy.language.lint import lint
-from squidkeeper.policy.language.overlaps import overlap
+from squidkeeper.policy.language.matching.table import overlap
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.protocol.request import request_to
 

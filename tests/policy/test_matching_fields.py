@@ -12,7 +12,8 @@ import pytest
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.faults import FaultCode
 from squidkeeper.change.approvals.wording import described
-from squidkeeper.change.difference.comparison import compare
+from squidkeeper.change.difference.comparison import Cell, compare
+from squidkeeper.change.difference.dimensions import CELLS
 from squidkeeper.change.learning import draft
 from squidkeeper.change.learning.draft import LearnedRule
 from squidkeeper.change.learning.path_shapes import Evidence
@@ -26,12 +27,12 @@ from squidkeeper.policy.engine import CompiledPolicy, sealed_guards
 from squidkeeper.policy.engine.fields import HOST_FIELDS, URL_FIELDS
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language import conflicts, lint, schema
+from squidkeeper.policy.language.matching.table import FIELDS
 from squidkeeper.policy.language.model import (
     Match,
     Rule,
 )
 from squidkeeper.policy.language.sealed_tokens import format_content, parse_content
-from squidkeeper.policy.language.written import WRITERS
 
 from ..conftest import NOW, compiled_of
 
@@ -78,7 +79,9 @@ PolicyOf = Callable[..., CompiledPolicy]
 
 def test_every_field_has_a_sample_and_decides() -> None:
     assert {*SAMPLES} == {*ALL}
-    assert [*WRITERS] == ALL
+    assert [*FIELDS] == ALL
+    assert {name for names in CELLS.values() for name in names} == {*ALL}
+    assert {*CELLS} <= {field.name for field in fields(Cell)}
     # for these there is an index
     assert {*HOST_FIELDS, *URL_FIELDS} == {*ALL} - {
         "hosts",

@@ -16,6 +16,7 @@ from squidkeeper.policy.language.hosts import (
     parse_host_pattern,
     parse_network,
 )
+from squidkeeper.policy.language.matching.host_fields import patterns_overlap
 from squidkeeper.policy.url import Host, parse_host
 
 HOSTS = {
@@ -80,8 +81,11 @@ def test_patterns_overlap_where_one_host_matches_both(
     one: str, two: str, expected: bool
 ) -> None:
     first, second = parse_host_pattern(one), parse_host_pattern(two)
-    assert (first.overlaps(second), second.overlaps(first)) == (expected, expected)
-    assert first.overlaps(first)
+    assert (patterns_overlap(first, second), patterns_overlap(second, first)) == (
+        expected,
+        expected,
+    )
+    assert patterns_overlap(first, first)
 
 
 LABELS = st.sampled_from(["a", "b", "com"])
@@ -129,8 +133,9 @@ def test_patterns_overlap_exactly_where_a_host_matches_both(
         for host in SHORT_HOSTS
     )
     assert (
-        parse_host_pattern(f"{form}{name}").overlaps(
-            parse_host_pattern(f"{other_form}{other}")
+        patterns_overlap(
+            parse_host_pattern(f"{form}{name}"),
+            parse_host_pattern(f"{other_form}{other}"),
         )
         is expected
     )

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
         Resolved,
         WebSocket,
     )
-    from squidkeeper.policy.engine.fields import Entry
     from squidkeeper.policy.engine.tunnels import TunnelUse
-    from squidkeeper.policy.language.model import Credential, Policy, Route, Rule
+    from squidkeeper.policy.language.model import Credential, Entry, Policy, Route, Rule
     from squidkeeper.policy.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2

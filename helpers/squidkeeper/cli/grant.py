@@ -307,7 +307,7 @@ _WRITTEN = ("schemes", "ports", "paths", "urls", "methods")
 
 def _object(rule: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
     from squidkeeper.change.approvals.new_grant import spelled
-    from squidkeeper.policy.language.written import written
+    from squidkeeper.policy.language.matching.table import written
 
     fields, left = written(rule.match), None
     with suppress(OSError):

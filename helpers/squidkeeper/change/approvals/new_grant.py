@@ -18,6 +18,7 @@ from squidkeeper.policy.language.hosts import (
     parse_host_pattern,
     sample_host,
 )
+from squidkeeper.policy.language.matching.table import share_a_client
 from squidkeeper.policy.language.model import Action, Client, Policy, Rule
 from squidkeeper.policy.language.paths import sample_path
 from squidkeeper.policy.protocol.request import request_to
@@ -226,11 +227,6 @@ def _closing(policy: CompiledPolicy, grant: Rule, at: datetime) -> Iterator[Rule
             rule.action is Action.DENY
             and not rule.observe
             and not rule.lapsed(at)
-            and _shares_a_client(rule, grant)
+            and share_a_client(rule, grant)
         ):
             yield rule
-
-
-def _shares_a_client(rule: Rule, grant: Rule) -> bool:
-    one, two = rule.match.clients, grant.match.clients
-    return one is None or two is None or not one.isdisjoint(two)

@@ -10,8 +10,8 @@ from squidkeeper.base.formatting import duration, printable, quantity
 from squidkeeper.change.approvals.granting import Granted
 from squidkeeper.change.approvals.new_grant import Effect, spelled
 from squidkeeper.policy.engine import Decision
+from squidkeeper.policy.language.matching.table import written
 from squidkeeper.policy.language.model import Rule
-from squidkeeper.policy.language.written import written
 
 _CLOSING_AT_MOST: Final = 5
 _SHOWN: Final = ("hosts", "schemes", "ports", "paths", "methods")

@@ -20,8 +20,8 @@ from squidkeeper.change.difference.consequences import (
     judge,
 )
 from squidkeeper.change.difference.dimensions import (
-    AnyEntry,
     ClientKind,
+    Entries,
     Ports,
     alike,
     client_key,
@@ -47,7 +47,7 @@ from squidkeeper.change.difference.url_comparison import (
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.timetable import times_of_each
 from squidkeeper.policy.language.exact_urls import ExactUrl
-from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.model import AnyEntry, Rule
 from squidkeeper.policy.protocol.request import CONNECT, Request
 from squidkeeper.policy.url import format_authority
 
@@ -240,7 +240,7 @@ class _Run:
                 self.found += self._of_tunnels(cell, example, inside)
 
     def _cells(
-        self, host: HostClass, entries: Sequence[Sequence[AnyEntry]]
+        self, host: HostClass, entries: Entries
     ) -> Iterator[tuple[Cell, _Example]]:
         quotas = [policy.source.quotas for policy in self.policies]
         spans = alike(self.parts.ports, partial(ports_key, entries=entries))
@@ -289,9 +289,7 @@ class _Run:
             *(source.upstreams[at] for at in upstreams),
         ]
 
-    def _moments_of(
-        self, entries: Sequence[Sequence[AnyEntry]]
-    ) -> Iterator[frozenset[int]]:
+    def _moments_of(self, entries: Entries) -> Iterator[frozenset[int]]:
         timed = list(
             _timed(
                 entry for side in entries for entry in side if isinstance(entry, Rule)

@@ -2,23 +2,18 @@
 apart.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPV4LENGTH, IPV6LENGTH, IPv4Address, IPv6Address
 from itertools import chain, count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.compiled_policy import injects
-from squidkeeper.policy.engine.fields import (
-    HOST_FIELDS,
-    Entry,
-    covers_default_port,
-    covers_every_port,
-)
+from squidkeeper.policy.engine.fields import HOST_FIELDS, covers_default_port
 from squidkeeper.policy.language.hosts import Network
-from squidkeeper.policy.language.model import HostFacts, Route
+from squidkeeper.policy.language.model import AnyEntry, HostFacts, covers_every_port
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.protocol.request import ANY_LOGIN, Request
 from squidkeeper.policy.url import (
@@ -29,9 +24,21 @@ from squidkeeper.policy.url import (
     canonical_address,
 )
 
-AnyEntry = Entry | Route
 T = TypeVar("T", bound=Hashable)
 
+Entries = Sequence[Sequence[AnyEntry]]  # of both policies
+
+# The matching fields that each field of a cell is cut by. Those of hosts are in
+# hosts.py, those of the URL in languages.py.
+CELLS: Final[Mapping[str, tuple[str, ...]]] = {
+    "clients": ("clients",),
+    "ports": ("schemes", "ports"),
+    "methods": ("methods",),
+    "hosts": ("hosts", "lists"),
+    "matched": ("paths",),
+    "held": ("query",),
+    "exact": ("urls",),
+}
 _LAST_PORT = 65535
 _SPARE_METHODS = ("POST", "PUT", "PATCH", "REPORT", "LINK")
 _NOWHERE = Host("client.invalid")
@@ -208,50 +215,43 @@ def alike(parts: Iterable[T], key: Callable[[T], object]) -> list[tuple[T, ...]]
 
 def client_key(
     client: ClientKind,
-    entries: Sequence[Sequence[AnyEntry]],
+    entries: Entries,
     quotas: Sequence[Sequence[Quota]],
     at: datetime,
 ) -> object:
     """Assign the same key to clients that entries and quotas of both policies, and
     tokens, do not tell apart.
     """
-    holds = HOST_FIELDS["clients"]
-    held = [
-        holds(entry.match, client.facts(side), False)
-        for side in (0, 1)
-        for entry in entries[side]
-    ]
+    held = _held("clients", [client.facts(side) for side in (0, 1)], entries)
     under = [
         quota.holds_for(client.names[side]) for side in (0, 1) for quota in quotas[side]
     ]
-    return client.refused, client.lapsed(at), tuple(held), tuple(under)
+    return client.refused, client.lapsed(at), held, tuple(under)
 
 
-def ports_key(ports: Ports, entries: Sequence[Sequence[AnyEntry]]) -> object:
+def ports_key(ports: Ports, entries: Entries) -> object:
     """Assign a key to a scheme and port, which the default can tell apart too."""
     facts = HostFacts((), "", ports.scheme, _NOWHERE, ports.example)
-    fields = (HOST_FIELDS["schemes"], HOST_FIELDS["ports"])
-    held = [
-        holds(entry.match, facts, covers_every_port(entry))
-        for side in entries
-        for entry in side
-        for holds in fields
-    ]
-    return ports.scheme, covers_default_port(ports.scheme, ports.example), tuple(held)
+    is_default = covers_default_port(ports.scheme, ports.example)
+    return ports.scheme, is_default, _held("ports", [facts, facts], entries)
 
 
-def method_key(method: str, entries: Sequence[Sequence[AnyEntry]]) -> object:
+def method_key(method: str, entries: Entries) -> object:
     """Assign a key to a method, which WebSockets and credentials can tell apart too."""
     facts = HostFacts((), method, "https", _NOWHERE, 443)
-    holds = HOST_FIELDS["methods"]
-    held = [
-        holds(entry.match, facts, covers_every_port(entry))
-        for side in entries
-        for entry in side
-    ]
+    held = _held("methods", [facts, facts], entries)
     # GET is also the method of the request ahead of a push
-    return (
-        method == "GET",
-        injects(facts),
-        tuple(held),
+    return method == "GET", injects(facts), held
+
+
+def _held(cell: str, facts: Sequence[HostFacts], entries: Entries) -> tuple[bool, ...]:
+    """Tell for each entry whether the fields of a cell hold; `facts` are those of
+    either policy.
+    """
+    fields = [HOST_FIELDS[name] for name in CELLS[cell]]
+    return tuple(
+        holds(entry.match, known, covers_every_port(entry))
+        for known, side in zip(facts, entries, strict=True)
+        for entry in side
+        for holds in fields
     )

@@ -16,9 +16,8 @@ from urllib.parse import quote, quote_plus
 import re2
 
 from squidkeeper.base.errors import InvalidUrl
-from squidkeeper.policy.engine.fields import Entry, is_deny
 from squidkeeper.policy.language.globs import compile_regex
-from squidkeeper.policy.language.model import Match
+from squidkeeper.policy.language.model import Entry, Match, is_deny
 from squidkeeper.policy.language.paths import (
     FOLDERS,
     IN_SEGMENT,

@@ -21,7 +21,6 @@ from squidkeeper.policy.engine import CompiledPolicy, HostMatch, Stage, decide
 from squidkeeper.policy.engine.body_scope import decided_by_body
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.engine.explain import quotas_in
-from squidkeeper.policy.engine.fields import Entry, is_deny
 from squidkeeper.policy.engine.precedence import (
     Applied,
     Holds,
@@ -32,14 +31,17 @@ from squidkeeper.policy.engine.precedence import (
     names_of,
 )
 from squidkeeper.policy.language.bodies import GitBody
+from squidkeeper.policy.language.matching.table import written
 from squidkeeper.policy.language.model import (
     Action,
     Credential,
+    Entry,
     HostFacts,
     Match,
     Policy,
     Rewrite,
     Rule,
+    is_deny,
 )
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.language.queries import QueryPattern
@@ -493,5 +495,5 @@ def _match_key(match: Match, policy: Policy) -> str:
         (client.networks, sorted(client.users or ()), client.tokens)
         for client in clients
     ]
-    fields = (match.hosts, lists, match.schemes and sorted(match.schemes), match.ports)
-    return f"{fields} {match.methods and sorted(match.methods)} {members if match.clients else None}"
+    fields = written(replace(match, paths=None, query=None))
+    return f"{fields} {lists} {members if match.clients else None}"

@@ -15,8 +15,7 @@ from squidkeeper.change.difference.languages import (
     url_cells,
 )
 from squidkeeper.change.difference.sides import Side, consequence_in
-from squidkeeper.policy.engine.fields import is_deny
-from squidkeeper.policy.language.model import Match, PolicyTest
+from squidkeeper.policy.language.model import Match, PolicyTest, is_deny
 from squidkeeper.policy.protocol.request import Request
 from squidkeeper.policy.url import DEFAULT_PORTS, format_authority, parse_url
 

@@ -17,8 +17,8 @@ from squidkeeper.change.tightening.narrowing import Field, Narrowing, narrowings
 from squidkeeper.change.tightening.usage import PolicyUse
 from squidkeeper.policy.language.document import Document, parse_document
 from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.matching.table import overlap
 from squidkeeper.policy.language.model import Action, Match, Policy, Rule
-from squidkeeper.policy.language.overlaps import overlap
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.policy_edit import round_trip_yaml
 from squidkeeper.policy.policy_store.loading import build_sources

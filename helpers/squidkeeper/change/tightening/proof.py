@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING
 
 from squidkeeper.change.replay.replay import replay
@@ -21,7 +20,7 @@ from squidkeeper.change.tightening.edits import Edits, with_edits
 from squidkeeper.change.tightening.narrowing import Field
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.selftest import rules_of_failing_tests
-from squidkeeper.policy.language.hosts import HostForm
+from squidkeeper.policy.language.matching.host_fields import share_a_host
 from squidkeeper.policy.language.model import Action, Policy, Rule
 from squidkeeper.policy.language.passthrough import conflicts
 from squidkeeper.policy.language.quotas import DEFAULT_RULE, Counted, QuotaUnit
@@ -98,13 +97,7 @@ def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
     is_same = _effects(rule) == _effects(below) and not unrestricts
     if is_same and _counts(policy, rule.name) <= _counts(policy, below.name):
         return False
-    one, two = rule.match, below.match
-    if one.any_host or two.any_host or one.lists or two.lists:
-        return True
-    return any(
-        a.overlaps(b) or HostForm.ANY in (a.form, b.form)
-        for a, b in product(one.hosts or (), two.hosts or ())
-    )
+    return share_a_host(rule, below, policy.lists)
 
 
 def _effects(rule: Rule) -> object:

@@ -11,8 +11,8 @@ from squidkeeper.base.formatting import duration, percent, quantity, timestamp
 from squidkeeper.change.replay.replay import SET_APART
 from squidkeeper.change.tightening.findings import Findings, KeptFor, Kind, NarrowedRule
 from squidkeeper.policy.language.body_texts import body_text
+from squidkeeper.policy.language.matching.table import written
 from squidkeeper.policy.language.model import Rule
-from squidkeeper.policy.language.written import written
 from squidkeeper.record.log.listing import printable
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.table.rows import as_table

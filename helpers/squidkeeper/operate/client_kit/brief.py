@@ -15,6 +15,7 @@ from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.headers import UNKNOWN_HEADERS
+from squidkeeper.policy.language.matching.table import written
 from squidkeeper.policy.language.model import (
     Action,
     Credential,
@@ -24,7 +25,6 @@ from squidkeeper.policy.language.model import (
     Rule,
 )
 from squidkeeper.policy.language.quotas import Quota
-from squidkeeper.policy.language.written import written
 from squidkeeper.policy.url import OWN_HOST
 
 _ITEMS_SHOWN = 20  # of one field: hosts, paths

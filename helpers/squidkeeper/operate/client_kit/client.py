@@ -10,9 +10,8 @@ from itertools import chain, product
 
 from squidkeeper.base.errors import InvalidSetting, InvalidUrl
 from squidkeeper.policy.engine import CompiledPolicy, decide
-from squidkeeper.policy.engine.fields import Entry
 from squidkeeper.policy.language.hosts import sample_host
-from squidkeeper.policy.language.model import Client, Policy, Rule, Token
+from squidkeeper.policy.language.model import Client, Entry, Policy, Rule, Token
 from squidkeeper.policy.language.paths import sample_path
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 from squidkeeper.policy.url import parse_url

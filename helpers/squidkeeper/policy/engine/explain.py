@@ -13,25 +13,24 @@ from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch,
 from squidkeeper.policy.engine.decide import Stage, decide
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.engine.fields import (
-    Entry,
     UrlFacts,
     body_may_hold,
     failing_fields,
-    is_deny,
 )
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas, token_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
 from squidkeeper.policy.engine.tunnels import TunnelUse
 from squidkeeper.policy.language.host_index import HostIndex
-from squidkeeper.policy.language.hosts import HostForm
+from squidkeeper.policy.language.matching.host_fields import is_for_every_host
 from squidkeeper.policy.language.model import (
     Action,
+    Entry,
     HostFacts,
-    Match,
     Rewrite,
     Route,
     Rule,
+    is_deny,
 )
 from squidkeeper.policy.language.quotas import Quota
 from squidkeeper.policy.language.secret_sources import NamedSecret
@@ -280,7 +279,7 @@ def not_reached(
         and is_deny(rule)
         and not rule.observe
         and rule.body is None
-        and not _is_for_every_host(rule.match)
+        and not is_for_every_host(rule.match)
     )
     return [
         rule
@@ -298,12 +297,6 @@ def _holds_for_any(
     return any(
         not _failing_rule_fields(rule, facts, url, at) and _ends_search(rule, url)
         for url in urls or (None,)
-    )
-
-
-def _is_for_every_host(match: Match) -> bool:
-    return match.any_host or any(
-        pattern.form is HostForm.ANY for pattern in match.hosts or ()
     )
 
 

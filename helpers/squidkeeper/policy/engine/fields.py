@@ -8,18 +8,16 @@ from functools import partial
 from typing import NamedTuple
 
 from squidkeeper.policy.language.model import (
-    Action,
-    Credential,
+    AnyEntry,
+    Entry,
     HostFacts,
     Match,
-    Rewrite,
-    Route,
     Rule,
+    covers_every_port,
+    is_deny,
 )
 from squidkeeper.policy.language.queries import parse_query
 from squidkeeper.policy.url import DEFAULT_PORTS, ReadPath, sent
-
-Entry = Rule | Rewrite | Credential
 
 
 class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
@@ -30,20 +28,6 @@ class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for ea
     path: ReadPath
     query: str | None
     sent: str
-
-
-def is_deny(entry: Entry) -> bool:
-    """Whether an entry is a deny: left out, `ports` then holds for more ports than in
-    an allow.
-    """
-    return isinstance(entry, Rule) and entry.action is Action.DENY
-
-
-def covers_every_port(entry: Entry | Route) -> bool:
-    """Whether `ports`, left out, holds for every port: no request gets past a parent by
-    its port.
-    """
-    return isinstance(entry, Route) or is_deny(entry)
 
 
 def covers_default_port(scheme: str, port: int) -> bool:
@@ -106,7 +90,7 @@ URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {
 }
 
 
-def holds_for_host(entry: Entry | Route, facts: HostFacts) -> bool:
+def holds_for_host(entry: AnyEntry, facts: HostFacts) -> bool:
     """Whether every field that needs no URL holds; `HostIndex` matches the host."""
     deny = covers_every_port(entry)
     return all(holds(entry.match, facts, deny) for holds in HOST_FIELDS.values())

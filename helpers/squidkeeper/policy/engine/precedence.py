@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from squidkeeper.policy.engine.compiled_policy import Candidates
 from squidkeeper.policy.engine.decision import Decision, Forwarded
-from squidkeeper.policy.engine.fields import Entry
 from squidkeeper.policy.language.agreement import AGREED
-from squidkeeper.policy.language.model import Action, Credential, Rewrite, Rule
+from squidkeeper.policy.language.model import Action, Credential, Entry, Rewrite, Rule
 
 Holds = Callable[[Entry], bool]
 

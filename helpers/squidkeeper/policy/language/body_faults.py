@@ -14,8 +14,9 @@ from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.agreement import AGREED
 from squidkeeper.policy.language.document import Document, entries
 from squidkeeper.policy.language.forms import QueryParameters
+from squidkeeper.policy.language.matching.host_fields import HostNeighbours
+from squidkeeper.policy.language.matching.table import covers, overlap
 from squidkeeper.policy.language.model import Action, Credential, Policy, Rewrite, Rule
-from squidkeeper.policy.language.overlaps import HostNeighbours, covers, overlap
 
 _Entry = Mapping[str, Any]
 _Steps = tuple[str | int, ...]

@@ -12,8 +12,9 @@ from typing import Final
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.bodies import Allowed, Body, JsonBody
 from squidkeeper.policy.language.body_texts import is_narrower, takes_no_more
+from squidkeeper.policy.language.matching.host_fields import HostNeighbours
+from squidkeeper.policy.language.matching.table import covers
 from squidkeeper.policy.language.model import Action, Policy, Rule
-from squidkeeper.policy.language.overlaps import HostNeighbours, covers
 from squidkeeper.policy.language.paths import PathPattern
 from squidkeeper.policy.url import Reading, ReadPath
 

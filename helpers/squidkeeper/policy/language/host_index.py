@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from squidkeeper.policy.language.host_lists import HostList
-from squidkeeper.policy.language.hosts import HostForm, HostPattern, Network, host_keys
+from squidkeeper.policy.language.hosts import HostForm, Network, host_keys
 from squidkeeper.policy.language.model import Match
 from squidkeeper.policy.url import Host
 
@@ -99,64 +99,9 @@ class HostIndex:
         # most hosts have no entry in most sections
         return tuple(sorted(set(found))) if found else ()
 
-    def covering(self, match: Match) -> list[int]:
-        """List, in the policy's order, the positions of the entries that hold for every
-        host which `match` holds for.
-
-        Of entries that only together cover a host list or two patterns, none is listed.
-        """
-        patterns = (
-            (HostPattern("*", HostForm.ANY),) if match.any_host else match.hosts or ()
-        )
-        groups = [self._covering_pattern(pattern) for pattern in patterns]
-        groups += [
-            {*self._by_list.get(name, ()), *self._with_keys([HostForm.ANY])}
-            for name in match.lists or ()
-        ]
-        return sorted(set.intersection(*groups))
-
     def _with_keys(self, keys: Iterable[str]) -> list[int]:
         by_key = self._by_key
         return [position for key in keys if key in by_key for position in by_key[key]]
-
-    def _covering_pattern(self, pattern: HostPattern) -> set[int]:
-        keys, network = _wider_keys(pattern), pattern.network
-        found = set(self._with_keys(keys))
-        if network is not None:
-            found.update(
-                position
-                for wider, position in self._by_network
-                if _contains(wider, network)
-            )
-        for name, positions in self._by_list.items():
-            hosts = self._lists[name]
-            if hosts.has_key(keys) or (
-                network is not None and hosts.covers_network(network)
-            ):
-                found.update(positions)
-        return found
-
-
-def _wider_keys(pattern: HostPattern) -> Sequence[str]:
-    if pattern.network is not None or pattern.form is HostForm.ANY:
-        return [HostForm.ANY]
-    if pattern.form is HostForm.EXACT:
-        return host_keys(Host(pattern.name))
-    itself = {
-        HostForm.TREE: (".",),
-        HostForm.LABEL: ("*.", ".", "**."),
-        HostForm.UNDER: (".", "**."),
-    }[pattern.form]
-    above = [
-        key
-        for key in host_keys(Host(pattern.name))
-        if key.startswith((".", "**.")) and key != f".{pattern.name}"
-    ]
-    return [*(f"{form}{pattern.name}" for form in itself), *above, HostForm.ANY]
-
-
-def _contains(wider: Network, network: Network) -> bool:
-    return wider.version == network.version and wider.supernet_of(network)  # type: ignore[arg-type] # the same version
 
 
 _WILDCARDS = (HostForm.LABEL, HostForm.UNDER)

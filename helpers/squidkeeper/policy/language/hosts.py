@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import (
@@ -62,42 +61,6 @@ class HostPattern:
         if self.network is not None:
             return host.address is not None and host.address in self.network
         return self.key in host_keys(host)
-
-    def overlaps(self, other: HostPattern) -> bool:
-        """Whether some host matches both patterns."""
-        if HostForm.ANY in (self.form, other.form):
-            return True
-        if self.network is not None and other.network is not None:
-            return (
-                self.network.version == other.network.version
-                and self.network.overlaps(other.network)
-            )
-        return any(other.matches(host) for host in self._samples()) or any(
-            map(self.matches, other._samples())
-        )
-
-    def covers(self, other: HostPattern) -> bool:
-        """Whether the pattern matches every host that another one matches."""
-        if self.form is HostForm.ANY or other.form is HostForm.ANY:
-            return self.form is HostForm.ANY
-        if self.network is not None and other.network is not None:
-            return (
-                self.network.version == other.network.version
-                and other.network.subnet_of(self.network)  # type: ignore[arg-type] # the versions are the same
-            )
-        hosts = [*other._samples(_NO_LABEL)]
-        return bool(hosts) and all(map(self.matches, hosts))
-
-    def _samples(self, label: str = "x") -> Iterator[Host]:
-        """Return a host of each depth that the pattern tells apart: the name, a label
-        under it, two labels under it.
-        """
-        names = (
-            (self.name, f"{label}.{self.name}", f"{label}.{label}.{self.name}")
-            if self.name
-            else ()
-        )
-        return filter(self.matches, map(Host, names))
 
 
 def parse_host_pattern(text: str) -> HostPattern:
@@ -209,9 +172,6 @@ def _bare_ipv6(name: str) -> Host | None:
         return None
 
 
-# of no host and of no name in a pattern: a name that is covered is covered by a
-# wildcard
-_NO_LABEL = "*"
 _WILDCARD_FORMS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 _PREFIXED = (HostForm.UNDER, HostForm.LABEL, HostForm.TREE, HostForm.EXACT)
 _MAPPED_BITS = 96

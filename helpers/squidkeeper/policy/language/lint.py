@@ -12,6 +12,16 @@ from squidkeeper.policy.language.body_warnings import narrowing_nothing
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm
+from squidkeeper.policy.language.matching.covering_index import CoveringIndex
+from squidkeeper.policy.language.matching.host_fields import is_for_every_host
+from squidkeeper.policy.language.matching.port_ranges import (
+    EVERY_PORT,
+    common,
+    contain,
+    joined,
+    ports_of,
+)
+from squidkeeper.policy.language.matching.table import covers_by, outlasts
 from squidkeeper.policy.language.meter_faults import (
     below_a_reserve,
     shadowed_prices,
@@ -243,7 +253,7 @@ def _git_paths(policy: Policy) -> Iterator[Fault]:
         for service in _git_services(rule)
     ]
     for service in dict.fromkeys(service for _, service in found):
-        refused = HostIndex((), policy.lists)
+        refused = CoveringIndex((), policy.lists)
         deniers = [
             rule
             for rule in policy.rules
@@ -355,7 +365,7 @@ def _every_host(policy: Policy) -> Iterator[Fault]:
             if (
                 isinstance(entry, Rule)
                 and entry.passthrough
-                and _names_every_host(match)
+                and is_for_every_host(match)
             ):
                 passes = "passes the tunnels to every host through, unseen: expected the hosts that need it"
                 yield Fault(
@@ -363,10 +373,6 @@ def _every_host(policy: Policy) -> Iterator[Fault]:
                     FaultCode.EVERY_HOST,
                     f"{what} {entry.name!r} {passes}",
                 )
-
-
-def _names_every_host(match: Match) -> bool:
-    return any(pattern.form is HostForm.ANY for pattern in match.hosts or ())
 
 
 def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
@@ -454,11 +460,14 @@ _WILDCARDS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 # --- shadowed rules -------------------------------------------------------------------
 
 
+_Ports = Mapping[str, list[range]]  # of each scheme
+
+
 def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
     """Find the rules to which an earlier one, for the same requests or more, leaves
     nothing to decide or to deny.
     """
-    deciders: dict[_Narrowed, HostIndex] = {}
+    deciders: dict[_Narrowed, CoveringIndex] = {}
     unreachable: set[str] = set()  # of presets
     opened = _opened(policy)
     for position, rule in enumerate(policy.rules):
@@ -473,7 +482,7 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
         covering = (
             first
             for first in earlier
-            if _outlasts(first, rule) and _covers(first, rule)
+            if outlasts(first, rule) and covers_by(_NOT_INDEXED, first, rule)
         )
         found = next(
             filter(None, (_leaves_nothing(first, rule, opened) for first in covering)),
@@ -482,9 +491,9 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
         if found is None and (rule.observe or rule.body is not None):
             continue
         if found is None:
-            deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(
-                position, rule.match
-            )
+            deciders.setdefault(
+                _narrowed(rule.match), CoveringIndex((), policy.lists)
+            ).add(position, rule.match)
         elif rule.preset is not None:
             unreachable.add(rule.name)
         else:
@@ -509,7 +518,7 @@ def _shadowed_presets(policy: Policy, unreachable: Set[str]) -> Iterator[Fault]:
 
 
 def _leaves_nothing(
-    first: Rule, rule: Rule, opened: Mapping[str, list[range]]
+    first: Rule, rule: Rule, opened: _Ports
 ) -> tuple[FaultCode, str] | None:
     """Tell why an earlier rule, which covers a later one, leaves it nothing; None if it
     leaves some ports.
@@ -536,6 +545,10 @@ def _leaves_nothing(
 _Narrowed = tuple[Set[str] | None, Set[str] | None, tuple[QueryPattern, ...] | None]
 
 
+# what the index of deciders does not compare
+_NOT_INDEXED = ("methods", "query")
+
+
 def _narrowed(match: Match) -> _Narrowed:
     paths = (
         None
@@ -555,58 +568,21 @@ def _as_wide(match: Match) -> Iterator[_Narrowed]:
     )
 
 
-def _covers(first: Rule, rule: Rule) -> bool:
-    """Whether methods and query of a rule cover those of a later one.
-
-    A deny matches more than an allow: methods in upper or lower case, a query by any of
-    its values.
-    """
-    wide, narrow = first.match, rule.match
-    if (
-        first.action is not Action.DENY
-        and rule.action is Action.DENY
-        and (wide.methods or wide.query) is not None
-    ):
-        return False
-    return wide.methods is None or (
-        narrow.methods is not None and narrow.methods <= wide.methods
-    )
-
-
-def _outlasts(decider: Rule, rule: Rule) -> bool:
-    if decider.when is not None and decider.when != rule.when:
-        return False
-    return decider.expires is None or (
-        rule.expires is not None and rule.expires <= decider.expires
-    )
-
-
-def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> bool:
+def _reaches(decider: Rule, rule: Rule, among: _Ports) -> bool:
     return all(
-        any(
-            ports.start <= asked.start and asked.stop <= ports.stop
-            for ports in _ports(decider, scheme)
-        )
+        contain(ports_of(decider, scheme), asked)
         for scheme in DEFAULT_PORTS
-        for asked in _overlaps(_ports(rule, scheme), among[scheme])
+        for asked in common(ports_of(rule, scheme), among[scheme])
     )
 
 
-def _touches(rule: Rule, among: Mapping[str, list[range]]) -> bool:
+def _touches(rule: Rule, among: _Ports) -> bool:
     return any(
-        any(_overlaps(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS
+        any(common(ports_of(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS
     )
 
 
-def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
-    for ports in some:
-        for other in others:
-            both = range(max(ports.start, other.start), min(ports.stop, other.stop))
-            if both:
-                yield both
-
-
-def _opened(policy: Policy) -> dict[str, list[range]]:
+def _opened(policy: Policy) -> _Ports:
     if (
         policy.default_action is Action.ALLOW
         or policy.observe_default
@@ -619,32 +595,9 @@ def _opened(policy: Policy) -> dict[str, list[range]]:
         if rule.action is not Action.DENY and not rule.observe
     ]
     return {
-        scheme: _joined([ports for rule in allows for ports in _ports(rule, scheme)])
+        scheme: joined(ports for rule in allows for ports in ports_of(rule, scheme))
         for scheme in DEFAULT_PORTS
     }
 
 
-def _ports(rule: Rule, scheme: str) -> list[range]:
-    if rule.match.schemes is not None and scheme not in rule.match.schemes:
-        return []
-    if rule.match.ports is None:
-        default = DEFAULT_PORTS[scheme]
-        return [
-            range(1, 1 << 16)
-            if rule.action is Action.DENY
-            else range(default, default + 1)
-        ]
-    return _joined(rule.match.ports)
-
-
-def _joined(some: Iterable[range]) -> list[range]:
-    joined: list[range] = []
-    for ports in sorted(some, key=lambda span: span.start):
-        if joined and ports.start <= joined[-1].stop:
-            joined[-1] = range(joined[-1].start, max(joined[-1].stop, ports.stop))
-        else:
-            joined.append(ports)
-    return joined
-
-
-_ANY_PORT = {scheme: [range(1, 1 << 16)] for scheme in DEFAULT_PORTS}
+_ANY_PORT = {scheme: [EVERY_PORT] for scheme in DEFAULT_PORTS}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.document import Document
 from squidkeeper.policy.language.hosts import HostPattern
+from squidkeeper.policy.language.matching.host_fields import pattern_covers
 from squidkeeper.policy.language.model import Credential, Policy
 
 # The sections and keys of which a local setup may consist, and that no file of the
@@ -62,7 +63,7 @@ def _beyond(credential: Credential, hosts: tuple[HostPattern, ...]) -> str:
         (
             pattern.text
             for pattern in patterns
-            if not any(host.covers(pattern) for host in hosts)
+            if not any(pattern_covers(host, pattern) for host in hosts)
         ),
         "",
     )

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from squidkeeper.base.faults import Fault, FaultCode
+from squidkeeper.policy.language.matching.host_fields import HostNeighbours
+from squidkeeper.policy.language.matching.table import covers, overlap
 from squidkeeper.policy.language.model import Action, Policy, Rule
-from squidkeeper.policy.language.overlaps import HostNeighbours, covers, overlap
 from squidkeeper.policy.language.prices import MILLIONTHS
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 

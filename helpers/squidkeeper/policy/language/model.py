@@ -449,6 +449,24 @@ class Credential:
     placeholder: str | None = None  # what clients send instead of the value
 
 
+Entry = Rule | Rewrite | Credential
+AnyEntry = Entry | Route
+
+
+def is_deny(entry: AnyEntry) -> bool:
+    """Whether an entry is a deny: left out, `ports` then holds for more ports than in
+    an allow.
+    """
+    return isinstance(entry, Rule) and entry.action is Action.DENY
+
+
+def covers_every_port(entry: AnyEntry) -> bool:
+    """Whether `ports`, left out, holds for every port: no request gets past a parent by
+    its port.
+    """
+    return isinstance(entry, Route) or is_deny(entry)
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyTest:
     """An entry of `tests:`; what is None is not checked.

@@ -5,28 +5,15 @@ have to see one for the same host is a fault: the tunnel would be bumped, or the
 would have no effect.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import replace
 
 from squidkeeper.base.faults import Fault, FaultCode
-from squidkeeper.policy.language.host_lists import HostList
-from squidkeeper.policy.language.hosts import HostForm, HostPattern
-from squidkeeper.policy.language.model import (
-    Action,
-    Credential,
-    Match,
-    Policy,
-    Rewrite,
-    Route,
-    Rule,
-)
-from squidkeeper.policy.url import DEFAULT_PORTS, Host
-
-Entry = Rule | Rewrite | Credential
+from squidkeeper.policy.language.matching.table import overlap
+from squidkeeper.policy.language.model import Entry, Match, Policy, Rule
 
 _APART = "expected other hosts, ports or clients"
-_HTTPS = "https"
-_EVERY_PORT = (range(1, 1 << 16),)
+_HTTPS = frozenset({"https"})
 
 
 def conflicts(policy: Policy) -> Iterator[Fault]:
@@ -35,8 +22,9 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
     """
     for position, rule in enumerate(policy.rules):
         if rule.passthrough:
+            tunnels = in_tunnels(rule)
             for what, entry, remedy in _seeing(policy, position):
-                if overlap(rule, entry, policy.lists):
+                if overlap(tunnels, entry, policy.lists):
                     seer = f"{what} {entry.name!r} ({entry.location}) has to see the requests to some of its hosts"
                     message = f"rule {rule.name!r} passes tunnels through, but the {seer}; {_APART}{remedy}"
                     yield Fault(rule.location, FaultCode.PASSTHROUGH_CONFLICT, message)
@@ -52,57 +40,16 @@ def _seeing(policy: Policy, position: int) -> Iterator[tuple[str, Entry, str]]:
     yield from (("credential", credential, "") for credential in policy.credentials)
 
 
-def overlap(rule: Rule, other: Entry | Route, lists: Mapping[str, HostList]) -> bool:
-    """Whether both can be for one https request.
-
-    Clients with different names count as different.
+def in_tunnels(rule: Rule) -> Rule:
+    """Return a rule that is for the tunnels of another one: https, whatever the method
+    and URL.
     """
-    one, two = rule.match, other.match
-    if two.schemes is not None and _HTTPS not in two.schemes:
-        return False
-    if (
-        one.clients is not None
-        and two.clients is not None
-        and one.clients.isdisjoint(two.clients)
-    ):
-        return False
-    return _share_a_port(_ports(rule), _ports(other)) and _share_a_host(
-        one.hosts or (), two, lists
+    match = rule.match
+    seen = Match(
+        clients=match.clients,
+        hosts=match.hosts,
+        lists=match.lists,
+        schemes=_HTTPS,
+        ports=match.ports,
     )
-
-
-def _ports(entry: Entry | Route) -> Iterable[range]:
-    if entry.match.ports is not None:
-        return entry.match.ports
-    is_deny = isinstance(entry, Route) or (
-        isinstance(entry, Rule) and entry.action is Action.DENY
-    )
-    default = DEFAULT_PORTS[_HTTPS]
-    return _EVERY_PORT if is_deny else (range(default, default + 1),)
-
-
-def _share_a_port(some: Iterable[range], others: Iterable[range]) -> bool:
-    return any(
-        max(one.start, two.start) < min(one.stop, two.stop)
-        for one, two in product(some, others)
-    )
-
-
-def _share_a_host(
-    patterns: Iterable[HostPattern], match: Match, lists: Mapping[str, HostList]
-) -> bool:
-    if match.any_host or any(
-        one.overlaps(two) for one, two in product(patterns, match.hosts or ())
-    ):
-        return True
-    return any(
-        _may_hold(lists[name], pattern)
-        for name, pattern in product(match.lists or (), patterns)
-    )
-
-
-def _may_hold(hosts: HostList, pattern: HostPattern) -> bool:
-    """Whether a list can hold a host of a pattern; of a wildcard or a network, that is
-    not looked up.
-    """
-    return pattern.form is not HostForm.EXACT or Host(pattern.name) in hosts
+    return replace(rule, match=seen)

@@ -10,22 +10,21 @@ from dataclasses import replace
 
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.matching.host_fields import patterns_overlap
+from squidkeeper.policy.language.matching.table import covers, overlap
 from squidkeeper.policy.language.methods import BODILESS
 from squidkeeper.policy.language.model import (
     DIRECT,
     SHARED,
     Action,
-    Credential,
+    AnyEntry,
     Policy,
     Rewrite,
-    Route,
     Rule,
 )
-from squidkeeper.policy.language.overlaps import covers
-from squidkeeper.policy.language.passthrough import overlap
+from squidkeeper.policy.language.passthrough import in_tunnels
 from squidkeeper.policy.url import bracketed, parse_authority
 
-_Entry = Rule | Credential | Route
 _SEEN_BY_NONE = (
     "tls: passthrough, websocket: true and private: true cannot stand beside it"
 )
@@ -66,7 +65,8 @@ def _obstacles_by_others(policy: Policy, rule: Rule) -> Iterator[str]:
         yield "the default allows or asks"
     if policy.sealing_keys:
         yield "the policy opens sealed tokens"
-    of_all = replace(rule, match=replace(rule.match, clients=None))
+    tunnels = in_tunnels(rule)
+    of_all = replace(tunnels, match=replace(tunnels.match, clients=None))
     asks = (
         other
         for other in policy.rules
@@ -89,7 +89,7 @@ def _obstacles_by_others(policy: Policy, rule: Rule) -> Iterator[str]:
             yield f"the {kind} {entry.name!r} ({entry.location}) is for some of its hosts"
 
 
-def _apart(policy: Policy, rule: Rule) -> Iterator[_Entry]:
+def _apart(policy: Policy, rule: Rule) -> Iterator[AnyEntry]:
     """List the allows without the word that may decide for the rule's clients."""
     position = policy.rules.index(rule)
     others = [
@@ -109,15 +109,17 @@ def _at_hosts_of(rule: Rule, other: Rule) -> Rule:
     )
 
 
-def _alike(policy: Policy, rule: Rule, entries: Iterable[_Entry]) -> Iterator[_Entry]:
+def _alike(
+    policy: Policy, rule: Rule, entries: Iterable[AnyEntry]
+) -> Iterator[AnyEntry]:
     """List the entries for the same hosts that are for all clients of a rule."""
-    clients = rule.match.clients
+    clients, tunnels = rule.match.clients, in_tunnels(rule)
     return (
         entry
         for entry in entries
         if entry.match.clients is None
         or (clients is not None and clients <= entry.match.clients)
-        if overlap(rule, entry, policy.lists)
+        if overlap(tunnels, entry, policy.lists)
     )
 
 
@@ -127,7 +129,7 @@ def _leads_to(rule: Rule, rewrite: Rewrite) -> bool:
     host = parse_authority(rewrite.target.authority.replace("{host}", "host"))[0]
     target = parse_host_pattern(bracketed(host))
     return "{host}" in rewrite.target.authority or any(
-        pattern.overlaps(target) for pattern in rule.match.hosts or ()
+        patterns_overlap(pattern, target) for pattern in rule.match.hosts or ()
     )
 
 

@@ -12,8 +12,7 @@ from typing import Final
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.explain import Explanation, PassedOver, explain
-from squidkeeper.policy.engine.fields import Entry
-from squidkeeper.policy.language.model import Credential, Rule
+from squidkeeper.policy.language.model import Credential, Entry, Rule
 from squidkeeper.policy.language.quotas import Counted
 from squidkeeper.policy.protocol.request import Malformed
 from squidkeeper.policy.url import Address, gives_credentials, is_private
