@@ -129,7 +129,9 @@ ONE, ANY = QueryPattern("q", "1"), QueryPattern("q", "*")
 
 
 def rule_of(action: Action, **fields: Any) -> Rule:
-    return Rule("rule", Location("policy.yaml"), action, Match(**fields))
+    """Make a rule for one port: left out, a deny would be for others too."""
+    match = Match(ports=(range(443, 444),), **fields)
+    return Rule("rule", Location("policy.yaml"), action, match)
 
 
 def test_a_deny_is_for_its_methods_in_another_case_and_for_one_value_of_a_query() -> (
@@ -142,6 +144,7 @@ def test_a_deny_is_for_its_methods_in_another_case_and_for_one_value_of_a_query(
     assert covers(deny, allow)
     assert not covers(allow, deny)
     assert not covers(rule_of(Action.ALLOW, query=(ONE,)), deny)
+    assert not covers(rule_of(Action.ALLOW, methods=GET), deny)
     assert overlap(deny, rule_of(Action.ALLOW, methods=LATER), NO_LISTS)
     assert not overlap(allow, rule_of(Action.ALLOW, methods=LATER), NO_LISTS)
     assert not covers(allow, rule_of(Action.ALLOW, methods=GET, query=(ANY,)))
