@@ -777,7 +777,7 @@ def bodies(installed: Path, root: Path) -> Iterator[None]:
     """
     [address] = re.findall(
         r"(?m)^icap_service sk_bodies \S+ icap://(\S+)/",
-        (root / "etc/squidkeeper.d/bodies.conf").read_text(),
+        (root / "etc/squidkeeper.conf").read_text(),
     )
     command = [*INSIDE, f"{installed}/bin/squidkeeper", "bodies", "--listen", address]
     with subprocess.Popen(

@@ -210,14 +210,12 @@ class Gateway:
         `squidkeeper.d/watch.conf`, …
         """
         file, templates = self.root / "etc" / name, read_templates(self.layout)
-        found = {name: templates[name]} if name in templates else {}
-        assert old in found.get(name, "") or old in file.read_text(), (
-            f"{file} holds no {old!r}"
-        )
-        if found:
-            self._write_templates(templates | {name: templates[name].replace(old, new)})
-        if file.exists():
-            file.write_text(file.read_text().replace(old, new))
+        text = templates[name] if name in templates else file.read_text()
+        assert old in text, f"{file} holds no {old!r}"
+        if name in templates:
+            self._write_templates(templates | {name: text.replace(old, new)})
+            file = self.layout.fragment
+        file.write_text(file.read_text().replace(old, new))
 
     def _write_templates(self, templates: dict[str, str]) -> None:
         for name, entry in template_folder(templates).entries.items():

@@ -547,7 +547,7 @@ def kill_helpers_again_and_again(gateway: Gateway, times: int) -> None:
 def log_no_more(gateway: Gateway) -> None:
     for configuration in (
         gateway.root / "etc/squid.conf",
-        gateway.root / "etc/squidkeeper.d/watch.conf",
+        gateway.root / "etc/squidkeeper.conf",
     ):
         configuration.write_text(
             re.sub(r"(?m)^access_log .*$", "access_log none", configuration.read_text())

@@ -85,7 +85,7 @@ def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
     documented = request.param == "documented" or DOCUMENTED in os.environ
     gateway.render(documented=documented)
     gateway.start()
-    assert (gateway.layout.parts / "shared.conf").exists() is not documented
+    assert ("sk_shares" in gateway.layout.fragment.read_text()) is not documented
     return gateway
 
 

@@ -149,7 +149,7 @@ def test_a_master_that_is_killed_twenty_times_is_back_each_time(
 
 def check_an_edit(machine: BootedMachine, part: str, adds: str) -> None:
     """Without install.sh: by squidkeeper-render.path."""
-    there = ("test", "-e", f"/etc/squid/squidkeeper.d/{part}.conf")
+    there = ("grep", "-qE", f"in-force .*,{part}[, ]", "/etc/squid/squidkeeper.conf")
     machine.succeed(
         "systemd-run",
         "--quiet",

@@ -530,7 +530,7 @@ def write(path: Path, text: str) -> None:
 
 def other_errors(layout: Layout) -> None:
     edit(
-        pages(layout),
+        layout.fragment,
         f"error_directory {layout.errors}",
         f"error_directory {layout.state}",
     )
@@ -548,19 +548,12 @@ def conf(layout: Layout) -> Path:
     return layout.conf
 
 
-def part(name: str) -> Callable[[Layout], Path]:
-    return lambda layout: layout.parts / f"{name}.conf"
-
-
-pages = part("pages")
-
-
 # Code, how the installed files are changed, and a part of what is found.
 CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("policy-not-included", include_not, "squidkeeper.conf is missing"),
     (
         "credentials-cached",
-        without(part("credentials"), "\nstore_miss deny "),
+        without(fragment, "\nstore_miss deny "),
         "store_miss deny !sk_final sk_https sk_injected is missing",
     ),
     (
@@ -570,17 +563,17 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     (
         "rewriter-bypassed",
-        without(part("rewrites"), "url_rewrite_bypass off", "url_rewrite_bypass on"),
+        without(fragment, "url_rewrite_bypass off", "url_rewrite_bypass on"),
         "url_rewrite_bypass on",
     ),
     (
         "error-pages-show-headers",
-        without(pages, "email_err_data off"),
+        without(fragment, "email_err_data off"),
         "email_err_data off is missing",
     ),
     (
         "error-pages-show-headers",
-        without(pages, "email_err_data off", "email_err_data on"),
+        without(fragment, "email_err_data off", "email_err_data on"),
         "email_err_data on",
     ),
     ("error-pages-not-ours", other_errors, "expected error_directory /"),
@@ -630,7 +623,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
     (
         "squid-conf-incomplete",
-        lambda layout: pages(layout).unlink(),
+        lambda layout: layout.logformat.unlink(),
         "there is no such file",
     ),
     (
@@ -640,7 +633,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     (
         "wrong-passwords-pass",
-        without(part("login"), "auth_param basic key_extras", "#"),
+        without(fragment, "auth_param basic key_extras", "#"),
         "squidkeeper has no key_extras",
     ),
     (
@@ -1159,12 +1152,12 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
     monkeypatch.setenv("OF_ROOT", "s3cr3t")
     silent.chmod(0o755)
     edit(
-        part("credentials")(layout),
+        layout.fragment,
         f"{layout.program} credential --concurrency",
         f"{silent} credential --concurrency",
     )
     edit(
-        part("rewrites")(layout),
+        layout.fragment,
         f"{layout.program} rewrite",
         "/nowhere/squidkeeper rewrite",
     )
@@ -1177,8 +1170,8 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
     one = replace(changed, conf=SquidConf(lines), account=one.account)
     details = [case.detail for case in found("helper-silent", one)]
     assert details == [
-        "squidkeeper rewrite --concurrency 0: it cannot be started (No such file or directory)",
         "squidkeeper credential --concurrency 4: it ends without an answer, with status 3",
+        "squidkeeper rewrite --concurrency 0: it cannot be started (No such file or directory)",
     ]
 
 
@@ -1282,7 +1275,7 @@ def test_helpers_are_tried_where_it_is_asked_for_and_the_result_is_shown_later(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(
-        part("rewrites")(layout),
+        layout.fragment,
         f"{layout.program} rewrite",
         "/nowhere/squidkeeper rewrite",
     )
@@ -1485,7 +1478,7 @@ def test_processes_that_do_not_inspect_bodies_are_found_where_squid_asks_them(
     )
     assert found("bodies-down", inspect(layout)) == []
     assert found("service-not-running", inspect(layout)) == []
-    (layout.parts / "bodies.conf").unlink()
+    edit(layout.fragment, "core,ask,bodies,", "core,ask,")
     assert [found(code, inspect(layout)) for code in BODY_CODES] == [[]] * len(
         BODY_CODES
     )
@@ -1773,15 +1766,13 @@ def test_an_installed_gateway_has_few_directives_and_doctor_counts_them(
     policy = build_sources(
         read_sources(REPOSITORY / "policy")
     ).policy  # which a new gateway has
-    shutil.rmtree(layout.parts)
-    layout.parts.mkdir()
     values = Values(keys=needed_keys(policy))
     put_rendered(rendered_files(layout, read_templates(layout), values, ACCOUNT))
     counts = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])[
         "directives"
     ]
     assert sum(counts.values()) <= 350
-    assert counts["parts"] < whole["parts"]
+    assert counts["squidkeeper.conf"] < whole["squidkeeper.conf"]
     numbers = f"{sum(counts.values())} directives: " + ", ".join(
         f"{count} in {file}" for file, count in counts.items()
     )

@@ -427,7 +427,6 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
             "etc/policy",
         ),
         *(
-            "etc/squidkeeper.d/pages.conf",
             "bin/squidkeeper",
             "log/access.log",
             "log/cache.log",
@@ -519,7 +518,6 @@ def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> No
     for name in (
         "squid.conf",
         "squidkeeper.conf",
-        "squidkeeper.d/pages.conf",
         "squidkeeper-logformat.conf",
     ):
         text = re.sub(
@@ -724,7 +722,7 @@ def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     assert "not-rendered" not in done.stdout + run_program(gateway, *check)
     assert (
         "\nrequest_header_access x_debug deny sk_strip_0\n"
-        in (parts / "strip.conf").read_text()
+        in gateway.place("etc/squidkeeper.conf").read_text()
     )
     for name, line in (
         ("upstreams.conf", "cache_peer 127.0.0.1 parent 9 0 name=sk_default "),
@@ -748,7 +746,7 @@ def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
         "WARNING       cache_peer 127.0.0.1 parent 7 0 no-query login=… takes requests past"
         in done.stdout
     )
-    assert (parts / "strip.conf").exists() is False
+    assert "sk_strip_0" not in gateway.place("etc/squidkeeper.conf").read_text()
     assert "name=sk_default" in (parts / "upstreams.conf").read_text()
     assert (
         "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n"
@@ -1796,9 +1794,9 @@ def test_what_inspects_bodies_comes_with_an_edit_and_goes_with_the_last_rule(
     assert_nothing_inspects_bodies(layout)
     policy = gateway.place("etc/policy/bodies.yaml")
     policy.write_text(BODY_RULE)
-    part = layout.parts / "bodies.conf"
     wait_for(
-        part.exists, lambda: f"the part: {gateway.place('log/render.log').read_text()}"
+        lambda: "sk_bodies" in layout.fragment.read_text(),
+        lambda: f"the part: {gateway.place('log/render.log').read_text()}",
     )
     assert options_problem(layout.bodies) == ""  # ahead of the part
     processes = [
@@ -1856,13 +1854,8 @@ def assert_nothing_inspects_bodies(layout: Layout) -> None:
         for name in BODIES
         for path in (layout.service(name).unit, layout.service(name).applied)
     ]
-    assert not any(
-        path.exists()
-        for path in (*paths, layout.bodies_state, layout.parts / "bodies.conf")
-    )
-    assert "bodies" not in "".join(
-        path.read_text() for path in (layout.fragment, *layout.parts.glob("*.conf"))
-    )
+    assert not any(path.exists() for path in (*paths, layout.bodies_state))
+    assert "bodies" not in layout.fragment.read_text()
     assert is_free(layout.bodies)
 
 

@@ -1138,9 +1138,11 @@ def test_with_systemd_an_edit_starts_what_inspects_bodies(
     systemd.path("/etc/squidkeeper/policy/bodies.yaml").write_text(
         f"version: 1\nrules: [{rule}]\n"
     )
-    part = systemd.path("/etc/squid/squidkeeper.d/bodies.conf")
+    fragment = systemd.path("/etc/squid/squidkeeper.conf")
     log = ("journalctl", "--no-pager", "--lines", "30", "--unit", "squidkeeper-render")
-    wait_for(part.exists, lambda: systemd.run(*log).stdout)
+    wait_for(
+        lambda: "sk_bodies" in fragment.read_text(), lambda: systemd.run(*log).stdout
+    )
     for unit in units:
         state = property_of(
             systemd,

@@ -21,7 +21,6 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup import machine as machines
 from squidkeeper.operate.setup.configuration import (
-    FRAGMENT,
     MARK,
     Configuration,
     behind_of,
@@ -54,7 +53,7 @@ from squidkeeper.serving.certificates.authority import (
     make_ca,
 )
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import part_file
+from squidkeeper.serving.rendering import FRAGMENT, part_file
 
 REPOSITORY = Path(__file__).parents[2]
 NOW = datetime.now(UTC)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.serving.parts import Part
+from squidkeeper.serving.parts import Part, read_in_force
 from tests.waiting import wait_for
 
 from .test_install import REPOSITORY, Gateway, base, free_port, gateway, source
@@ -263,7 +263,7 @@ def test_doctor_finds_nothing_after_the_upgrade(upgraded: Machine) -> None:
 def test_an_edit_is_in_force_that_uses_a_part_first(
     upgraded: Machine, name: str
 ) -> None:
-    use, folder = USES[name], upgraded.path("/etc/squid/squidkeeper.d")
+    use, fragment = USES[name], upgraded.path("/etc/squid/squidkeeper.conf")
     url = f"{use.url}{name}" if str(PORT) in use.url else use.url
     if use.parts != (Part.ASK,):
         assert asked(upgraded, *use.ask, url) in ("403", "407")
@@ -272,8 +272,8 @@ def test_an_edit_is_in_force_that_uses_a_part_first(
     edit.with_suffix(".new").rename(edit)
 
     def in_force() -> bool:
-        there = all((folder / f"{part}.conf").exists() for part in use.parts)
-        return there and asked(upgraded, *use.ask, url) == use.status
+        there = read_in_force(fragment.read_text())
+        return there >= {*use.parts} and asked(upgraded, *use.ask, url) == use.status
 
     log = ("journalctl", "--no-pager", "--lines", "30", "--unit", "squidkeeper-render")
     wait_for(in_force, lambda: upgraded.run(*log).stdout, 60)

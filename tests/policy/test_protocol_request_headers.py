@@ -13,7 +13,7 @@ from squidkeeper.policy.protocol.request_headers import (
     parse_headers,
 )
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering.lines import part_file, render
+from squidkeeper.serving.rendering.lines import expand, part_file
 from squidkeeper.serving.rendering.values import Values
 
 SQUID = Path(__file__).parents[2] / "squid"
@@ -27,7 +27,7 @@ def test_each_header_stands_once_in_the_list_and_in_the_lookup() -> None:
         part_file(part): (SQUID / "parts" / f"{part}.conf").read_text()
         for part in parts
     }
-    for name, text in render(templates, Values(keys=frozenset(parts))).items():
+    for name, text in expand(templates, Values(keys=frozenset(parts))).items():
         lookup = text[text.index("external_acl_type ") : text.index("/opt/squidkeeper")]
         words = [word for word in lookup.split() if word.endswith("}>h")]
         assert words == [f"%#{{{header}}}>h" for header in READ_HEADERS], name

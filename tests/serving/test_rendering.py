@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from unittest.mock import patch
 
@@ -32,15 +33,21 @@ from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.error_pages import files, placeholders
 from squidkeeper.serving.parts import Part, needed_keys
 from squidkeeper.serving.rendering import (
+    LADDERS,
+    PEERS,
     Values,
     decode_values,
     encode_values,
+    expand,
     fill,
     merge,
     part_file,
+    read_lines,
     render,
     values_of,
+    without_numbers,
 )
+from squidkeeper.serving.rendering.arrangement import Line
 from squidkeeper.serving.rendering.lines import PLACEHOLDERS
 from squidkeeper.serving.rendering.values import Peer
 from squidkeeper.serving.replies import header_annotation
@@ -83,13 +90,17 @@ FULL = Values(
 )
 
 
-def rendered(values: Values, own: str = "", *, pages: bool = False) -> dict[str, str]:
+def templates(*, pages: bool = False) -> dict[str, str]:
     given = placeholders() if pages else {}
-    texts = {
+    return {
         name: fill(text, dict.fromkeys(_gateways(text), "") | given)
         for name, text in TEMPLATES.items()
     }
-    return render(texts, values, own)
+
+
+def rendered(values: Values, own: str = "", *, pages: bool = False) -> dict[str, str]:
+    """The core and its parts, with what the values fill in."""
+    return expand(templates(pages=pages), values, own)
 
 
 def _gateways(text: str) -> set[str]:
@@ -195,11 +206,96 @@ def test_without_a_rule_about_bodies_squid_has_no_line_about_them() -> None:
 
 def test_the_order_in_which_templates_are_read_changes_nothing() -> None:
     """A folder lists its files in any order."""
-    texts = {
-        name: fill(text, dict.fromkeys(_gateways(text), ""))
-        for name, text in TEMPLATES.items()
-    }
+    texts = templates()
     assert render(texts, FULL) == render(dict(reversed(texts.items())), FULL)
+
+
+SHARING = replace(FULL, default=None)  # a parent for all would see what is shared
+TOGETHER_OR_APART = {"with a parent": FULL, "with shared connections": SHARING}
+
+
+def in_squids_order(values: Values) -> list[Line]:
+    """The lines of the core, with those of each part where it is included."""
+    texts = rendered(values, pages=True)
+    whole = re.sub(
+        r"(?m)^include \S+/(squidkeeper\.d/\S+)$",
+        lambda found: texts[found[1]],
+        texts[CORE],
+    )
+    return [*read_lines(whole)]
+
+
+def by_directive(lines: Iterable[Line]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        found.setdefault(line.name, []).append(line.text)
+    return found
+
+
+@pytest.mark.parametrize("name", TOGETHER_OR_APART)
+def test_each_line_is_in_the_one_file_and_those_of_a_directive_keep_their_order(
+    name: str,
+) -> None:
+    values = TOGETHER_OR_APART[name]
+    texts = render(templates(pages=True), values)
+    assert texts.keys() == {CORE, PEERS}
+    before = by_directive(in_squids_order(values))
+    after = by_directive(read_lines(texts[CORE]))
+    after |= by_directive(read_lines(texts[PEERS]))
+    assert after.pop("include") == [f"include /etc/squid/{PEERS}"]
+    assert after == before
+
+
+@pytest.mark.parametrize("name", TOGETHER_OR_APART)
+def test_what_others_name_is_defined_ahead_of_them(name: str) -> None:
+    lines = read_lines(render(templates(pages=True), TOGETHER_OR_APART[name])[CORE])
+    names = [line.name for line in lines]
+    assert [*dict.fromkeys(names)] == [name for name, _ in groupby(names)], (
+        "the lines of each directive are together"
+    )
+    first_test, last_test = names.index("acl"), len(names) - names[::-1].index("acl")
+    for definition in ("auth_param", "external_acl_type", "icap_service"):
+        assert names.index(definition) < first_test
+    assert names.index("logformat") < names.index("access_log")
+    assert all(names.index(ladder) >= last_test for ladder in {*names} & {*LADDERS})
+
+
+@pytest.mark.parametrize("name", TOGETHER_OR_APART)
+def test_each_line_of_a_ladder_has_its_number_and_a_reason(name: str) -> None:
+    text = render(templates(pages=True), TOGETHER_OR_APART[name])[CORE]
+    for ladder, group in groupby(read_lines(text), key=lambda line: line.name):
+        if ladder not in LADDERS:
+            continue
+        reasons = [line.reason for line in group]
+        assert all(without_numbers(reason) for reason in reasons), ladder
+        numbers = [re.match(r"(\d+)(?: to (\d+))?\. ", one[0]) for one in reasons]
+        for number, found in enumerate(numbers, 1):
+            assert found, (ladder, number)
+            assert int(found[1]) <= number <= int(found[2] or found[1])
+
+
+def test_what_the_policy_does_not_use_is_not_in_the_one_file() -> None:
+    texts = render(templates(), Values(keys=frozenset({"core", *ALWAYS})))
+    assert texts.keys() == {CORE}
+    for word in ("include", "sk_bodies", "sk_watch", "cache_peer", "sk_shares"):
+        assert not re.search(rf"(?m)^[^#\n]*{word}", texts[CORE]), word
+
+
+def test_a_password_of_a_parent_is_in_the_file_of_the_parents_alone() -> None:
+    texts = render(templates(), FULL)
+    assert [name for name, text in texts.items() if "pass%20word" in text] == [PEERS]
+    assert {line.name for line in read_lines(texts[PEERS])} == {"cache_peer"}
+
+
+@pytest.mark.parametrize("name", TOGETHER_OR_APART)
+def test_no_test_of_a_header_is_of_two_headers(name: str) -> None:
+    """Squid ends at a second header in an ACL of the same name."""
+    tested: dict[str, set[str]] = {}
+    for line in in_squids_order(TOGETHER_OR_APART[name]):
+        match line.text.split():
+            case ["acl", acl, "req_header" | "rep_header" | "note" as kind, header, *_]:
+                tested.setdefault(acl, set()).add(f"{kind} {header}")
+    assert {acl: found for acl, found in tested.items() if len(found) > 1} == {}
 
 
 def test_the_helpers_are_told_what_is_in_force() -> None:

@@ -19,6 +19,7 @@ from squidkeeper.operate.doctor.listening import foreign_listeners
 from squidkeeper.operate.setup.body_services import options_problem
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledService
+from squidkeeper.serving.parts import Part
 
 ASKED: Final = (
     8  # connections. None of them reaches one of two processes once in 128 times
@@ -28,7 +29,7 @@ ASKED: Final = (
 def _services(seen: Inspection) -> tuple[InstalledService, ...]:
     """List the processes; none where Squid does not ask them."""
     port = port_of(seen.layout.bodies)
-    names = BODIES if (seen.layout.parts / "bodies.conf").exists() else ()
+    names = BODIES if Part.BODIES in seen.parts else ()
     return tuple(
         InstalledService(name, seen.layout, seen.squid.systemd, port=port)
         for name in names

@@ -234,8 +234,8 @@ def _first_step(seen: Inspection) -> set[str]:
     _INSTALL,
 )
 def _cached_credentials(seen: Inspection) -> Iterator[Found]:
-    part = seen.layout.parts / f"{Part.CREDENTIALS}.conf"
-    for name in ("store_miss", "send_hit") if part in seen.conf.files else ():
+    place, asked = str(seen.layout.fragment), Part.CREDENTIALS in seen.parts
+    for name in ("store_miss", "send_hit") if asked else ():
         for directive in seen.named(name):
             if directive.words == ("deny", "!sk_final", "sk_https", "sk_injected"):
                 break
@@ -244,11 +244,9 @@ def _cached_credentials(seen: Inspection) -> Iterator[Found]:
             ):
                 yield _at(directive)
         else:
-            yield Found(
-                f"{name} deny !sk_final sk_https sk_injected is missing", str(part)
-            )
+            yield Found(f"{name} deny !sk_final sk_https sk_injected is missing", place)
     if not any(line.words == ("deny", "all") for line in seen.named("cache")):
-        yield Found("cache deny all is missing", str(seen.layout.fragment))
+        yield Found("cache deny all is missing", place)
 
 
 @critical(

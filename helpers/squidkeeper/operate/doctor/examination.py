@@ -42,7 +42,6 @@ from squidkeeper.operate.doctor.inspection import (
     warning,
 )
 from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Severity
-from squidkeeper.serving.parts import named_parts
 
 
 def _of_condition(condition: Condition) -> Check:
@@ -114,8 +113,8 @@ ALL_CHECKS: Final = (
 class Diagnosis:
     """What was found: the worst first, what is accepted last.
 
-    `directives`: how many there are in squidkeeper.conf, in its parts, and in
-    squid.conf with its other files. `accepted`: codes that the operator accepts, each
+    `directives`: how many there are in squidkeeper.conf, and in squid.conf with its
+    other files. `accepted`: codes that the operator accepts, each
     with the reason. `not_checked`: codes of checks that only root can make. `not_read`:
     files of Squid's configuration that this process may not read. `asks_helpers`:
     whether helpers are tried here, now or by the last deep examination.
@@ -185,9 +184,7 @@ def examine(seen: Inspection, *, running: bool = True, deep: bool = False) -> Di
             for problem in seen.conf.problems
             if problem.denied
         ),
-        named_parts(
-            path.stem for path in seen.conf.files if path.parent == seen.layout.parts
-        ),
+        seen.parts,
         asks_helpers=running and not deep,
         last_deep=last,
     )
@@ -219,15 +216,10 @@ def _found_before(
 
 
 def _directives(seen: Inspection) -> dict[str, int]:
-    counts = {"squidkeeper.conf": 0, "parts": 0, "squid.conf": 0}
+    counts = {"squidkeeper.conf": 0, "squid.conf": 0}
     for directive in seen.conf.directives:
-        is_core, is_part = (
-            directive.file == seen.layout.fragment,
-            directive.file.parent == seen.layout.parts,
-        )
-        counts[
-            "squidkeeper.conf" if is_core else "parts" if is_part else "squid.conf"
-        ] += 1
+        is_ours = directive.file == seen.layout.fragment
+        counts["squidkeeper.conf" if is_ours else "squid.conf"] += 1
     return counts
 
 

@@ -45,6 +45,7 @@ from squidkeeper.services.pulling.settings import read_pull_status
 from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_files
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.drained import drained_since
+from squidkeeper.serving.parts import Part, named_parts, read_in_force
 from squidkeeper.serving.squid_conf import Directive, Macros, SquidConf, read_squid_conf
 from squidkeeper.serving.squid_crashes import read_crashes
 
@@ -95,6 +96,11 @@ class Inspection:
             ),
             None,
         )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in force, as Squid's configuration states them."""
+        return named_parts(read_in_force(self.view.fragment))
 
     @property
     def ahead(self) -> tuple[Directive, ...]:

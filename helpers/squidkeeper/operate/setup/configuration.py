@@ -21,12 +21,11 @@ from squidkeeper.record.log.record import GATEWAY_LENGTH, NONE
 from squidkeeper.services.maintenance.tls import CERTIFICATE, server_names
 from squidkeeper.serving.error_pages import REQUEST_ID, files, placeholders
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import fill, part_file
+from squidkeeper.serving.rendering import FRAGMENT, fill, part_file
 
 MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
 _DETAILS: Final = Path("/usr/share/squid/errors/templates/error-details.txt")
 NO_RESOLVER: Final = "none"
-FRAGMENT: Final = "squidkeeper.conf"
 LOGFORMAT: Final = "squidkeeper-logformat.conf"
 _TRANSPARENT: Final = re.compile(
     r"(?<=^# >>> transparent\n).*?(?=^# <<<\n)", re.MULTILINE | re.DOTALL

@@ -8,7 +8,7 @@ checks each of them.
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import PolicyError
@@ -21,17 +21,14 @@ from squidkeeper.policy.policy_store.loading import build_sources
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.credentials.fetched_values import FOLDER
-from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import (
+    PEERS,
     Values,
     decode_values,
     encode_values,
-    part_file,
     render,
     values_of,
 )
-
-_HOLDS_PASSWORDS: Final = part_file(Part.UPSTREAMS)
 
 
 class Named(NamedTuple):
@@ -69,7 +66,8 @@ def named_values(
 def rendered_files(
     layout: Layout, templates: Mapping[str, str], values: Values, account: Account
 ) -> dict[Path, File]:
-    """Render templates as files, the parts ahead of the core.
+    """Render templates as files, that of the parent proxies ahead of the one that
+    includes it.
 
     Squid's account reads what holds passwords.
     """
@@ -77,7 +75,7 @@ def rendered_files(
     texts = render(templates, values, text_at(layout.local))
     files = {layout.rendered: File(encode_values(values).encode(), 0o640, secret)}
     for name, text in sorted(texts.items(), key=lambda item: "/" not in item[0]):
-        holds = name == _HOLDS_PASSWORDS
+        holds = name == PEERS
         files[folder / name] = File(
             text.encode(), 0o640 if holds else 0o644, secret if holds else ROOT
         )
@@ -85,7 +83,7 @@ def rendered_files(
 
 
 def put_rendered(files: Mapping[Path, File]) -> None:
-    """Write the files, the core last: it names the parts, which are there by then."""
+    """Write the files, the one that includes another last."""
     for path, file in files.items():
         replace(path, file.content, file.mode, owner_here(file.owner))
 

@@ -1,6 +1,14 @@
 """Squid's configuration, from templates and typed values."""
 
-from squidkeeper.serving.rendering.lines import fill, part_file, render
+from squidkeeper.serving.rendering.arrangement import (
+    LADDERS,
+    PEERS,
+    arrange,
+    read_lines,
+    render,
+    without_numbers,
+)
+from squidkeeper.serving.rendering.lines import FRAGMENT, expand, fill, part_file
 from squidkeeper.serving.rendering.values import (
     Values,
     decode_values,
@@ -10,12 +18,19 @@ from squidkeeper.serving.rendering.values import (
 )
 
 __all__ = [
+    "FRAGMENT",
+    "LADDERS",
+    "PEERS",
     "Values",
+    "arrange",
     "decode_values",
     "encode_values",
+    "expand",
     "fill",
     "merge",
     "part_file",
+    "read_lines",
     "render",
     "values_of",
+    "without_numbers",
 ]

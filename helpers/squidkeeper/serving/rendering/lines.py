@@ -1,5 +1,5 @@
-"""Renders Squid's configuration: templates, a gateway's own values, and the lines that
-placeholders expand to.
+"""The sources of Squid's configuration with their values: templates, a gateway's own
+values, and the lines that placeholders expand to.
 
 `@NAME@` is a placeholder. One that stands alone on a line goes with its line where it
 expands to nothing. The core includes the parts by name; the line of a part that is not
@@ -312,6 +312,7 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
 }
 
 
+FRAGMENT: Final = "squidkeeper.conf"  # the core, and what it is rendered to
 _PLACEHOLDER: Final = re.compile(r"@([A-Za-z_]+)@")
 _ALONE: Final = re.compile(r"^@([A-Za-z_]+)@\n", re.MULTILINE)
 _INCLUDE: Final = re.compile(
@@ -327,7 +328,7 @@ _OWN_BODY_BOUND: Final = re.compile(rf"^\s*{BODY_BOUND}\s", re.MULTILINE)
 
 
 def part_file(part: Part) -> str:
-    """Name the file of a part, below the folder of squidkeeper.conf."""
+    """Name the file of a part among the templates."""
     return f"squidkeeper.d/{part}.conf"
 
 
@@ -337,10 +338,10 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
 
 
-def render(
+def expand(
     templates: Mapping[str, str], values: Values, own: str = ""
 ) -> dict[str, str]:
-    """Render templates, by their file names, with values.
+    """Fill values into the core and the parts that they need, by their file names.
 
     KeyError for a placeholder that is unknown.
 

@@ -1,0 +1,98 @@
+"""The one file that Squid reads means to Squid what the core and its parts mean: its
+own `mgr:config` is the same.
+"""
+
+import os
+from http.client import HTTPConnection
+from pwd import getpwnam
+
+import pytest
+from msgspec.structs import replace
+
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.rendering import (
+    put_rendered,
+    read_templates,
+    rendered_files,
+)
+from squidkeeper.serving.parts import Part
+from squidkeeper.serving.rendering import Values, expand
+from tests.conftest import WORKERS
+from tests.serving.test_rendering import FULL
+from tests.waiting import wait_for
+
+from .gateway import Gateway, NewGateway
+
+NOTHING = Values(
+    keys=frozenset({"core", Part.CERTIFICATES, Part.OVERRIDE_HEADERS, Part.PAGES})
+)
+ALL = {
+    "nothing": NOTHING,
+    "everything with a parent for all": FULL,
+    "everything with shared connections": replace(FULL, default=None),
+}
+OPEN = (
+    "cachemgr_passwd none config",
+    "http_access allow localhost manager",
+    "adapted_http_access allow localhost manager",
+)
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway("version: 1\n")
+    gateway.local_conf(*OPEN)
+    gateway.renders = False
+    return gateway.start()
+
+
+def page(gateway: Gateway) -> str:
+    """What Squid has understood; empty while it does not listen."""
+    connection = HTTPConnection(*gateway.address, 20, source_address=("127.0.0.1", 0))
+    try:
+        connection.request("GET", "/squid-internal-mgr/config")
+        response = connection.getresponse()
+        text = response.read().decode()
+    except OSError:
+        return ""
+    finally:
+        connection.close()
+    assert response.status == 200, text
+    return text
+
+
+def understood(gateway: Gateway) -> list[str]:
+    before = gateway.cache_log().count("Accepting ")
+    gateway.reconfigure()
+    wait_for(
+        lambda: gateway.cache_log().count("Accepting ") > before, "Squid to read them"
+    )
+    return wait_for(lambda: page(gateway), "Squid to listen").splitlines()
+
+
+def put_parts(gateway: Gateway, values: Values) -> None:
+    """Write the core and the parts as files that include each other."""
+    layout = gateway.layout
+    texts = expand(read_templates(layout), values, layout.local.read_text())
+    for name, text in texts.items():
+        (layout.fragment.parent / name).write_text(text)
+
+
+def put_one_file(gateway: Gateway, values: Values) -> None:
+    layout, entry = gateway.layout, getpwnam("proxy")
+    account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    put_rendered(rendered_files(layout, read_templates(layout), values, account))
+
+
+@pytest.mark.skipif(WORKERS in os.environ, reason="one page a worker")
+@pytest.mark.parametrize("name", ALL)
+def test_squid_understands_the_one_file_as_the_core_and_its_parts(
+    gateway: Gateway, name: str
+) -> None:
+    put_parts(gateway, ALL[name])
+    parts = understood(gateway)
+    for path in gateway.layout.parts.glob("*.conf"):
+        path.unlink()
+    put_one_file(gateway, ALL[name])
+    assert understood(gateway) == parts
+    assert len(parts) > 100
