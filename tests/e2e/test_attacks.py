@@ -52,6 +52,7 @@ rules:
   - {name: inside, action: allow, hosts: [.mixed.example], paths: [/inside/**], private: true}
   - {name: mixed, action: allow, hosts: [.mixed.example]}
   - {name: odd, action: allow, hosts: [ports.example], ports: [443, 8443]}
+  - {name: shares, action: allow, hosts: [shares.example], methods: [GET], connections: shared}
 secrets:
   token: {file: secrets/token}
 credentials:

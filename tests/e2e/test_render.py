@@ -3,6 +3,8 @@ install.sh.
 """
 
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -278,3 +280,84 @@ def test_what_squid_does_not_parse_changes_nothing(gateway: Gateway) -> None:
             gateway.layout.fragment,
         ).stdout
     )
+    gateway.edit("squidkeeper.conf", "no_such_directive on\n", "")
+
+
+def shown(gateway: Gateway, *words: str | Path) -> str:
+    done = gateway.command("render", "--root", gateway.root, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_ladders_are_printed_as_squid_reads_them_with_reasons(
+    gateway: Gateway,
+) -> None:
+    text, etc = shown(gateway, "--ladder"), gateway.root / "etc"
+    heading = "http_access: whether a request passes, by its own URL\n"
+    _, _, rest = text.partition(heading)
+    ladder = rest.splitlines()[: rest.splitlines().index(next(other(rest)))]
+    lines, places = ladder[::2], ladder[1::2]
+    assert [int(line.split(".")[0]) for line in lines] == [*range(1, len(lines) + 1)]
+    assert lines[0].split(". ")[1].startswith("http_access allow localhost sk_itself")
+    assert lines[-1].endswith(". http_access allow all")
+    assert places[-1].strip().startswith(f"{etc}/squid.conf:")
+    host = next(i for i, line in enumerate(lines) if "!sk_by_host" in line)
+    assert re.fullmatch(
+        rf" +{etc}/squidkeeper\.conf:\d+: The host\. Its answer .*", places[host]
+    )
+    assert all(re.fullmatch(r" +\S+:\d+: \S.*", place) for place in places)
+
+
+def other(text: str) -> Iterator[str]:
+    """The headings of ladders."""
+    return (line for line in text.splitlines() if not line.startswith(" "))
+
+
+def test_what_an_edit_would_change_is_shown_and_changes_nothing(
+    gateway: Gateway,
+) -> None:
+    draft, before = gateway.root / "draft", files_of(gateway)
+    draft.mkdir()
+    shutil.copytree(gateway.policy_folder / "secrets", draft / "secrets")
+    shutil.chown(draft / "secrets/key", group="proxy")
+    (draft / "policy.yaml").write_text(DRAFT)
+    told = reconfigures(gateway)
+    text = shown(gateway, "--diff", "--policy", draft)
+    assert "\n+acl sk_strip_" in text
+    assert re.search(r"\n\+request_header_access x-diff deny sk_strip_\d\n", text)
+    [peer] = re.findall(r"(?m)^\+cache_peer 127\.0\.0\.1 parent 9 .*$", text)
+    assert peer.endswith(" login=…")
+    assert not re.search(r"(?m)^[+-]# \d", text), "numbers of lines are no change"
+    assert "\n-http_access" not in text
+    assert SECRET not in text
+    assert (files_of(gateway), reconfigures(gateway)) == (before, told)
+    same = "Squid's configuration has what the policy needs.\n"
+    assert shown(gateway, "--diff") == same
+    (draft / "policy.yaml").write_text("version: 1\nrules: [{}]\n")
+    failed = gateway.command(
+        "render", "--root", gateway.root, "--diff", "--policy", draft
+    )
+    assert (failed.returncode, failed.stderr) == (
+        1,
+        f"Error: {draft} does not load: `squidkeeper check --policy {draft}` says why\n",
+    )
+    shutil.rmtree(draft)
+
+
+DRAFT = (
+    "version: 1\n"
+    + RULE % ", strip: [X-Diff]"
+    + SECRETS
+    + "upstreams: [{name: diff, hosts: [new.example], url: 'http://127.0.0.1:9',"
+    " basic: {username: u, password: key}}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    "words", [("--diff", "--ladder"), ("--follow", "--diff"), ("--policy", "/")]
+)
+def test_options_that_exclude_each_other_are_refused(
+    gateway: Gateway, words: tuple[str, ...]
+) -> None:
+    done = gateway.command("render", "--root", gateway.root, *words)
+    assert done.returncode == 2

@@ -4,14 +4,20 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from squidkeeper.base.errors import SetupFailed
+from squidkeeper.base.formatting import printable
 from squidkeeper.base.layout import Layout
+from squidkeeper.cli.helper_options import path_option
 from squidkeeper.cli.options import root_option
+
+if TYPE_CHECKING:
+    from squidkeeper.base.squid_account import Account
 
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
@@ -22,7 +28,25 @@ _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
 @click.option(
     "--follow", is_flag=True, help="Stay, and repeat when the maintenance process asks."
 )
-def render(root: Path | None, *, follow: bool) -> None:
+@click.option(
+    "--ladder",
+    is_flag=True,
+    help="Change nothing: print the lists that Squid decides by, each line with its number, place and reason.",
+)
+@click.option(
+    "--diff",
+    is_flag=True,
+    help="Change nothing: print what the policy would change in what Squid reads.",
+)
+@path_option("--policy", help="The policy of --diff, such as a draft.")
+def render(
+    root: Path | None,
+    policy: Path | None,
+    *,
+    follow: bool,
+    ladder: bool,
+    diff: bool,
+) -> None:
     """Add the parts of Squid's configuration that the policy needs.
 
     systemd starts this as root after an edit (squidkeeper-render.path). Squid's account
@@ -35,9 +59,42 @@ def render(root: Path | None, *, follow: bool) -> None:
       1  The configuration could not be changed.
     """
     layout = Layout.of(root)
-    if not follow:
+    if follow + ladder + diff > 1:
+        raise click.UsageError("give one of --follow, --ladder and --diff")
+    if policy and not diff:
+        raise click.UsageError("--policy is for --diff")
+    if ladder:
+        _print_ladders(layout)
+    elif diff:
+        _print_difference(layout, policy or layout.policy)
+    elif follow:
+        _follow(layout)
+    else:
         raise SystemExit(_add(layout))
-    _follow(layout)
+
+
+def _print_ladders(layout: Layout) -> None:
+    from squidkeeper.operate.setup.preview import ladders
+
+    try:
+        _print(ladders(layout))
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _print_difference(layout: Layout, policy: Path) -> None:
+    from squidkeeper.operate.setup.preview import difference
+
+    try:
+        lines = [*difference(layout, _account(), policy)]
+    except (SetupFailed, OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    _print(lines or ["Squid's configuration has what the policy needs."])
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(printable(line))
 
 
 def _follow(layout: Layout) -> NoReturn:
@@ -73,21 +130,27 @@ def _request(layout: Layout) -> int:
         return 0
 
 
+def _account() -> "Account":
+    from squidkeeper.base.squid_account import squid_account
+
+    account = squid_account()
+    if account is None:
+        raise SetupFailed(
+            "Squid's account is unknown", "install the distribution's own Squid"
+        )
+    return account
+
+
 def _add(layout: Layout) -> int:
     import fcntl
 
-    from squidkeeper.base.squid_account import squid_account
     from squidkeeper.operate.setup.addition import add_parts
 
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
     )
-    account = squid_account()
     try:
-        if account is None:
-            raise SetupFailed(
-                "Squid's account is unknown", "install the distribution's own Squid"
-            )
+        account = _account()
         # which install.sh holds while it runs
         fcntl.flock(os.open(layout.prefix, os.O_RDONLY), fcntl.LOCK_EX)
         add_parts(layout, account)

@@ -54,7 +54,7 @@ def named_values(
             found = build_sources(read_sources(policy), compiled).policy
         except PolicyError as error:
             raise OSError(
-                f"{policy} does not load: {len(error.faults)} faults"
+                f"{policy} does not load: `squidkeeper check --policy {policy}` says why"
             ) from error
         values, problems = values_of(found, SecretStore(found.secrets, {}, fetched))
         return encode_values(values), problems, any(fetched_secrets(found.secrets))

@@ -1,0 +1,84 @@
+"""What `squidkeeper render` shows without a change: the lists that Squid decides by,
+and what an edit of the policy would change in its configuration.
+"""
+
+import re
+from collections.abc import Iterator
+from difflib import unified_diff
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.base.layout import Layout
+from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.entries import text_at
+from squidkeeper.operate.setup.rendering import (
+    named_values,
+    read_templates,
+    read_values,
+    rendered_files,
+)
+from squidkeeper.serving.rendering import (
+    LADDERS,
+    merge,
+    read_lines,
+    without_numbers,
+)
+from squidkeeper.serving.squid_conf import Directive, Macros, read_squid_conf
+
+_PASSWORD: Final = re.compile(r"(?<=login=)\S+")
+_NUMBERED: Final = re.compile(r"(?m)^# [0-9]+(?: to [0-9]+)?\. ")
+_SPACES: Final = re.compile(r"\s+")
+
+
+def ladders(layout: Layout) -> Iterator[str]:
+    """Yield each list of Squid's whose first line that matches decides, as Squid has
+    read it: each line with its number, its place and its reason.
+
+    OSError where squid.conf cannot be read.
+    """
+    conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
+    reasons = {
+        (file, line.number): without_numbers(line.reason)
+        for file in {*conf.files}
+        for line in read_lines(text_at(file))
+    }
+    for name, about in LADDERS.items():
+        rungs = [one for one in conf.directives if one.name == name]
+        if rungs:
+            yield f"{name}: {about}"
+        for number, rung in enumerate(rungs, 1):
+            yield f"{number:4}. {_SPACES.sub(' ', rung.text)}"
+            yield f"      {_about(rung, reasons.get((rung.file, rung.line), ''))}"
+
+
+def _about(rung: Directive, reason: str) -> str:
+    return f"{rung.place}: {reason}" if reason else rung.place
+
+
+def difference(layout: Layout, account: Account, policy: Path) -> Iterator[str]:
+    """Yield what a policy would change in the files that Squid reads, without passwords
+    and without the numbers of lines.
+
+    OSError where the policy does not load, ValueError where a value is not what it may
+    be.
+    """
+    named = named_values(account, layout, policy, layout.state / "lists")
+    for problem in named.problems:
+        yield f"A parent proxy is left out, as its password is unavailable: {problem}"
+    values = merge(read_values(layout), named.values)
+    files = rendered_files(layout, read_templates(layout), values, account)
+    del files[layout.rendered]
+    for path, file in files.items():
+        yield from _changes(path, text_at(path), file.content.decode())
+
+
+def _changes(path: Path, before: str, after: str) -> Iterator[str]:
+    former, new, place = _shown(before), _shown(after), str(path)
+    passwords = (_PASSWORD.findall(before), _PASSWORD.findall(after))
+    if former == new and passwords[0] != passwords[1]:
+        yield f"{place}: a password changes"
+    yield from unified_diff(former, new, place, place, lineterm="", n=1)
+
+
+def _shown(text: str) -> list[str]:
+    return _PASSWORD.sub("…", _NUMBERED.sub("# ", text)).splitlines()
