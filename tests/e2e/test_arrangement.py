@@ -16,9 +16,9 @@ from squidkeeper.operate.setup.rendering import (
     rendered_files,
 )
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import Values, expand
+from squidkeeper.serving.rendering import FRAGMENT, Values, expand
 from tests.conftest import WORKERS
-from tests.serving.test_rendering import FULL
+from tests.serving.test_rendering import FULL, in_squids_order
 from tests.waiting import wait_for
 
 from .gateway import Gateway, NewGateway
@@ -71,11 +71,13 @@ def understood(gateway: Gateway) -> list[str]:
 
 
 def put_parts(gateway: Gateway, values: Values) -> None:
-    """Write the core and the parts as files that include each other."""
+    """Write the lines of the core, and those of each part where it is included."""
     layout = gateway.layout
     texts = expand(read_templates(layout), values, layout.local.read_text())
-    for name, text in texts.items():
-        (layout.fragment.parent / name).write_text(text)
+    lines = in_squids_order(texts)
+    texts[FRAGMENT] = "".join(f"{line.text}\n" for line in lines)
+    for name in (FRAGMENT, layout.logformat.name):
+        (layout.fragment.parent / name).write_text(texts[name])
 
 
 def put_one_file(gateway: Gateway, values: Values) -> None:
@@ -91,8 +93,6 @@ def test_squid_understands_the_one_file_as_the_core_and_its_parts(
 ) -> None:
     put_parts(gateway, ALL[name])
     parts = understood(gateway)
-    for path in gateway.layout.parts.glob("*.conf"):
-        path.unlink()
     put_one_file(gateway, ALL[name])
     assert understood(gateway) == parts
     assert len(parts) > 100

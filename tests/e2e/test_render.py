@@ -323,8 +323,10 @@ def test_what_an_edit_would_change_is_shown_and_changes_nothing(
     (draft / "policy.yaml").write_text(DRAFT)
     told = reconfigures(gateway)
     text = shown(gateway, "--diff", "--policy", draft)
-    assert "\n+acl sk_strip_" in text
-    assert re.search(r"\n\+request_header_access x-diff deny sk_strip_\d\n", text)
+    assert "\n+acl sk_is_stripped_" in text
+    assert re.search(
+        r"\n\+request_header_access x-diff deny sk_is_stripped_\w+\n", text
+    )
     [peer] = re.findall(r"(?m)^\+cache_peer 127\.0\.0\.1 parent 9 .*$", text)
     assert peer.endswith(" login=…")
     assert not re.search(r"(?m)^[+-]# \d", text), "numbers of lines are no change"

@@ -721,7 +721,7 @@ def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     )
     assert "not-rendered" not in done.stdout + run_program(gateway, *check)
     assert (
-        "\nrequest_header_access x_debug deny sk_strip_0\n"
+        "\nrequest_header_access x_debug deny sk_is_stripped_"
         in gateway.place("etc/squidkeeper.conf").read_text()
     )
     for name, line in (
@@ -746,7 +746,7 @@ def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
         "WARNING       cache_peer 127.0.0.1 parent 7 0 no-query login=… takes requests past"
         in done.stdout
     )
-    assert "sk_strip_0" not in gateway.place("etc/squidkeeper.conf").read_text()
+    assert "sk_is_stripped_" not in gateway.place("etc/squidkeeper.conf").read_text()
     assert "name=sk_default" in (parts / "upstreams.conf").read_text()
     assert (
         "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n"

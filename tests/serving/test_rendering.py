@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -214,15 +214,18 @@ SHARING = replace(FULL, default=None)  # a parent for all would see what is shar
 TOGETHER_OR_APART = {"with a parent": FULL, "with shared connections": SHARING}
 
 
-def in_squids_order(values: Values) -> list[Line]:
-    """The lines of the core, with those of each part where it is included."""
-    texts = rendered(values, pages=True)
+def in_squids_order(texts: Mapping[str, str]) -> list[Line]:
+    """The lines of the core, with those of each part where it is included; a test that
+    two parts have is there once.
+    """
     whole = re.sub(
         r"(?m)^include \S+/(squidkeeper\.d/\S+)$",
         lambda found: texts[found[1]],
         texts[CORE],
     )
-    return [*read_lines(whole)]
+    lines = [*read_lines(whole)]
+    tests = {line.text: line for line in reversed(lines) if line.name == "acl"}
+    return [line for line in lines if tests.get(line.text, line) is line]
 
 
 def by_directive(lines: Iterable[Line]) -> dict[str, list[str]]:
@@ -239,7 +242,7 @@ def test_each_line_is_in_the_one_file_and_those_of_a_directive_keep_their_order(
     values = TOGETHER_OR_APART[name]
     texts = render(templates(pages=True), values)
     assert texts.keys() == {CORE, PEERS}
-    before = by_directive(in_squids_order(values))
+    before = by_directive(in_squids_order(rendered(values, pages=True)))
     after = by_directive(read_lines(texts[CORE]))
     after |= by_directive(read_lines(texts[PEERS]))
     assert after.pop("include") == [f"include /etc/squid/{PEERS}"]
@@ -291,7 +294,7 @@ def test_a_password_of_a_parent_is_in_the_file_of_the_parents_alone() -> None:
 def test_no_test_of_a_header_is_of_two_headers(name: str) -> None:
     """Squid ends at a second header in an ACL of the same name."""
     tested: dict[str, set[str]] = {}
-    for line in in_squids_order(TOGETHER_OR_APART[name]):
+    for line in in_squids_order(rendered(TOGETHER_OR_APART[name])):
         match line.text.split():
             case ["acl", acl, "req_header" | "rep_header" | "note" as kind, header, *_]:
                 tested.setdefault(acl, set()).add(f"{kind} {header}")
@@ -571,6 +574,50 @@ def test_each_acl_that_a_part_names_is_defined_where_the_part_is(part: Part) -> 
 def test_each_acl_that_is_defined_is_used() -> None:
     defined, used = acls_of(whole(FULL))
     assert {name for name in defined if name.startswith("sk_")} - used == set()
+
+
+STRIPPED = replace(FULL, strips={"cookie": "0c00c1e0"})
+KINDS = TOGETHER_OR_APART | {"with removed headers that helpers read": STRIPPED}
+ALONE = {
+    part: Values(keys=frozenset({"core", part} | ALWAYS | TOGETHER.get(part, set())))
+    for part in Part
+}
+
+
+def acls_in(values: Values) -> dict[str, list[str]]:
+    """What Squid has under each of our names: kind and values, line by line."""
+    files = [SQUID / "squid.conf", SQUID / "squidkeeper-logformat.conf"]
+    text = "".join(re.sub(r"(?m)^@.*", "", path.read_text()) for path in files)
+    text += render(templates(pages=True), values)[CORE]
+    found: dict[str, list[str]] = {}
+    for line in read_lines(text):
+        match line.text.split(maxsplit=2):
+            case ["acl", name, what] if name.startswith("sk_"):
+                found.setdefault(name, []).append(what)
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_test_stands_twice_not_even_by_two_names(name: str) -> None:
+    tests = acls_in(KINDS[name])
+    assert all(len(whats) == len({*whats}) for whats in tests.values())
+    names: dict[tuple[str, ...], list[str]] = {}
+    for acl, whats in tests.items():
+        names.setdefault(tuple(sorted(whats)), []).append(acl)
+    assert [found for found in names.values() if len(found) > 1] == []
+
+
+@pytest.mark.parametrize("name", [*KINDS, *ALONE])
+def test_no_group_has_one_member(name: str) -> None:
+    tests = acls_in((KINDS | ALONE)[name])
+    members = {
+        acl: [member for what in whats for member in what.split()[1:]]
+        for acl, whats in tests.items()
+        if whats[0].startswith(("any-of ", "all-of "))
+    }
+    lone = {acl for acl, found in members.items() if len(found) < 2}
+    # squid.conf names it in any case; the part `watch` adds to it
+    assert lone <= {"sk_withheld"}
 
 
 WRITES = (

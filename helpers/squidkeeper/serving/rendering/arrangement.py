@@ -119,7 +119,7 @@ def arrange(texts: Mapping[str, str]) -> dict[str, str]:
     others = {name: text for name, text in texts.items() if "/" not in name}
     if FRAGMENT not in texts:
         return others
-    lines = [*_in_order(texts)]
+    lines = [*_tests_once(_in_order(texts))]
     peers = [line for line in lines if line.name == "cache_peer"]
     if peers:
         others[PEERS] = "".join(f"{line.text}\n" for line in peers)
@@ -137,6 +137,15 @@ def _in_order(texts: Mapping[str, str]) -> Iterator[Line]:
             text = texts[included[1]]
             about = text.split("\n", 1)[0].removeprefix("# ")
             yield from read_lines(text, (about,))
+
+
+def _tests_once(lines: Iterable[Line]) -> Iterator[Line]:
+    """Leave out a test that is there already: two parts may use one."""
+    seen: set[str] = set()
+    for line in lines:
+        if line.name != "acl" or line.text not in seen:
+            yield line
+        seen.add(line.text)
 
 
 def _sections(core: str, lines: list[Line], *, has_peers: bool) -> Iterator[str]:

@@ -66,10 +66,20 @@ def _private_networks(_: Values) -> Iterator[str]:
         network for network in PRIVATE_NETWORKS if isinstance(network, IPv6Network)
     )
     for networks in (ipv4, ipv6):
-        yield from (
-            f"acl sk_private dst {line}"
-            for line in wrap(" ".join(map(str, networks)), _WIDTH - 19)
-        )
+        lines = wrap(" ".join(map(str, networks)), _WIDTH - 19)
+        yield f"acl sk_private dst {_continued(lines)}"
+
+
+def _address(values: Values) -> Iterator[str]:
+    """Tell whether a host has an address; a parent proxy may resolve a name that the
+    gateway cannot (`resolve: upstream`).
+    """
+    if Part.UPSTREAMS not in values.parts:
+        yield "acl sk_has_address dst all"
+        return
+    yield "acl sk_resolved dst all"
+    yield "acl sk_resolved_upstream note resolve_ upstream"
+    yield "acl sk_has_address any-of sk_resolved sk_resolved_upstream"
 
 
 def _read_headers(_: Values) -> str:
@@ -86,7 +96,9 @@ def _inject(values: Values) -> Iterator[str]:
     headers = {name.lower(): name for name in (*INJECTABLE_HEADERS, *values.injects)}
     for number, header in enumerate(headers.values()):
         annotation = header_annotation(header)
-        yield from _removed([header], "sk_takes_injectable")
+        yield from _removed([header], "sk_injected")
+        if Part.UPSTREAMS in values.parts:
+            yield from _removed([header], "CONNECT")
         yield f"acl sk_injects_{number} note {annotation}"
         yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final sk_injects_{number}"""
 
@@ -121,7 +133,7 @@ def _signatures(values: Values) -> Iterator[str]:
 
 def _watched_headers(values: Values) -> Iterator[str]:
     if values.searches:
-        yield from _only_read_headers(values, "sk_watching")
+        yield from _only_read_headers(values, "all")
 
 
 def _only_read_headers(values: Values, acl: str) -> Iterator[str]:
@@ -156,8 +168,13 @@ def _first_copies(values: Values) -> Iterator[str]:
 
     A header that a rule removes, or that a credential replaces, is not added again.
     """
-    for number, name in enumerate(FIRST_COPY_HEADERS):
-        yield from _first_copy(values, name, str(number), "sk_reads_headers")
+    reads = "all"
+    if Part.WATCH not in values.parts:
+        reads = "sk_credential_reads"
+        yield "acl sk_needs_headers note headers_ yes"
+        yield f"acl {reads} all-of !sk_final sk_needs_headers"
+    for name in FIRST_COPY_HEADERS:
+        yield from _first_copy(values, name, reads)
         yield f"request_header_access {name} deny CONNECT"
 
 
@@ -165,24 +182,27 @@ def _one_login(values: Values) -> Iterator[str]:
     """Forward the first login alone on a shared connection; the part `read-headers`
     may do so already.
     """
-    others = ["!sk_reads_headers"] if Part.READ_HEADERS in values.parts else []
-    condition = "sk_takes_shared"
-    yield from _first_copy(values, "Authorization", "authorization", condition, *others)
+    if Part.WATCH not in values.parts:
+        done = "!sk_credential_reads"
+        others = [done] if Part.READ_HEADERS in values.parts else []
+        yield from _first_copy(values, "Authorization", "sk_takes_shared", *others)
 
 
 def _first_copy(
-    values: Values, name: str, number: str, condition: str, *others: str
+    values: Values, name: str, condition: str, *others: str
 ) -> Iterator[str]:
     injects = Part.CREDENTIALS in values.parts
     injectable = {name.lower() for name in (*INJECTABLE_HEADERS, *values.injects)}
     # Without the first, Squid would add `-` where the header is absent.
-    acls = [f"sk_sends_{number}", condition, *others]
-    yield f"acl sk_sends_{number} req_header {name} ."
+    sent = f"sk_is_with_{name.lower().replace('-', '_')}"
+    acls = [sent, condition, *others]
+    yield f"acl {sent} req_header {name} ."
     if injects and name.lower() in injectable:
         acls.append("!sk_injected")
     if name.lower() in values.strips:
-        acls.append(f"!sk_removes_{number}")
-        yield f"acl sk_removes_{number} note strip_header_ {values.strips[name.lower()]}"
+        key = values.strips[name.lower()]
+        acls.append(f"!{_stripped(key)}")
+        yield f"acl {_stripped(key)} note strip_header_ {key}"
     yield f"request_header_access {name} deny {condition}"
     yield f"""request_header_add {name} "%'{{{name}}}>h" !CONNECT {" ".join(acls)}"""
 
@@ -191,15 +211,18 @@ def _strip(values: Values) -> Iterator[str]:
     """Write one ACL for each header, by its own key: a request that is under way loses
     what it has to.
     """
-    for number, (header, key) in enumerate(sorted(values.strips.items())):
+    for header, key in sorted(values.strips.items()):
+        yield f"acl {_stripped(key)} note strip_header_ {key}"
         if header == _UNKNOWN:
-            yield f"acl sk_keeps_known note strip_header_ {key}"
-            yield from _only_read_headers(values, "sk_keeps_known")
+            yield from _only_read_headers(values, _stripped(key))
             continue
-        yield f"acl sk_strip_{number} note strip_header_ {key}"
-        yield from _removed([header], f"sk_strip_{number}")
+        yield from _removed([header], _stripped(key))
         if Part.UPSTREAMS in values.parts:
             yield from _removed([header], "CONNECT")
+
+
+def _stripped(key: str) -> str:
+    return f"sk_is_stripped_{key}"
 
 
 def _body_bound(values: Values) -> Iterator[str]:
@@ -248,8 +271,6 @@ def _upstreams(values: Values) -> Iterator[str]:
     )
     # A client can hold a tunnel back until its parent is there no more.
     yield "never_direct allow sk_chooses_upstream !sk_upstream_rendered"
-    if Part.CREDENTIALS in values.parts:
-        yield "acl sk_takes_injectable any-of CONNECT"
     for peer in values.peers:
         name = peer.key.replace(":", "_")
         yield f"acl sk_to_{name} note upstream_ {peer.key}"
@@ -272,7 +293,7 @@ def _peer_lines(name: str, peer: Peer) -> Iterator[str]:
     denied = (
         f"sk_own_connection sk_to_{name} sk_through_parent sk_page_denied sk_answer"
     )
-    yield f"adapted_http_access deny !CONNECT sk_is_https {denied}"
+    yield f"adapted_http_access deny !CONNECT sk_https {denied}"
 
 
 def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:
@@ -295,6 +316,7 @@ BODY_BOUND: Final = "request_body_max_size"
 PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "IN_FORCE": _in_force,
     "PRIVATE_NETWORKS": _private_networks,
+    "ADDRESS": _address,
     "OVERRIDE_HEADERS": _override_headers,
     "LONG_URL": lambda _: str(LONG_URL),
     "UNUSUAL_URL": lambda _: f"^(.*{UNUSUAL_CHARACTER.pattern}|.{{{LONG_URL}}})",
