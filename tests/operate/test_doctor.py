@@ -74,6 +74,8 @@ from tests.ports import free_port
 from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
 
+from ..snapshots import changed
+
 pytestmark = pytest.mark.system
 
 REPOSITORY = Path(__file__).parents[2]
@@ -860,7 +862,7 @@ def test_what_the_webhook_meets_is_found_where_the_maintenance_process_runs(
     inspection = replace(inspect(layout), account=None)
     [finding] = found(
         "webhook-failing",
-        replace(inspection, view=replace(inspection.view, maintenance=failed)),
+        replace(inspection, view=changed(inspection.view, maintenance=failed)),
     )
     assert finding.detail == "status 500"
 
@@ -1238,7 +1240,7 @@ def test_a_resolver_that_hangs_is_found_with_its_process(layout: Layout) -> None
     seen = inspect(layout)
     assert found("resolver-failing", seen) == []  # it does not run
 
-    running = replace(seen.view, maintenance=MaintenanceStatus(runs=True))
+    running = changed(seen.view, maintenance=MaintenanceStatus(runs=True))
     seen = replace(seen, view=running)
     [alone] = found("resolver-failing", seen)
     assert alone.detail.endswith("port 53: nothing listens there")
@@ -1249,7 +1251,7 @@ def test_a_resolver_that_hangs_is_found_with_its_process(layout: Layout) -> None
 
     fails = MaintenanceStatus(runs=True, failures={"resolver": "it hangs"})
     [reported] = found(
-        "resolver-failing", replace(seen, view=replace(running, maintenance=fails))
+        "resolver-failing", replace(seen, view=changed(running, maintenance=fails))
     )
     assert reported == Found("it hangs")
 
@@ -1398,9 +1400,9 @@ def test_what_an_edit_needs_first_is_found_missing(
 
 def test_a_squid_of_another_distribution_is_told(layout: Layout) -> None:
     seen, version = inspect(layout), SquidVersion("squid-openssl 6.14-1ubuntu1", None)
-    told = replace(seen, view=replace(seen.view, squid_version=version))
+    told = replace(seen, view=changed(seen.view, squid_version=version))
     assert found("squid-version-unclear", told) == [Found(version.remark)]
-    fixed = replace(seen.view, squid_version=replace(version, fixed=True))
+    fixed = changed(seen.view, squid_version=replace(version, fixed=True))
     assert found("squid-version-unclear", replace(seen, view=fixed)) == []
 
 
@@ -1921,7 +1923,7 @@ def test_no_line_ends_the_examination(
 def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:
     layout.haproxy.write_text("# As given: --listen 127.0.0.9:3129\n")
     inspection = inspect(layout)
-    assert (inspection.view.squid_address, inspection.listens) == (
+    assert (inspection.view.place.squid_address, inspection.listens) == (
         "127.0.0.9:3129",
         ("127.0.0.9:3129",),
     )

@@ -88,6 +88,7 @@ from squidkeeper.serving.counters.reader import CounterFile
 
 from ..conftest import compiled_of
 from ..ports import free_port
+from ..snapshots import changed, snapshot_of
 from ..waiting import pause, wait_for
 from .test_log_counter import line, record
 
@@ -572,7 +573,7 @@ def answer(
 
 def view(policy: Path | None) -> Snapshot:
     compiled = compiled_of(policy.parent / "judged", POLICY) if policy else None
-    return Snapshot(
+    return snapshot_of(
         now=NOW,
         directory=Path("/policy"),
         access_log=Path("/access.log"),
@@ -726,7 +727,7 @@ def seen(
         for number, status in enumerate(helpers)
     )
     squid, maintenance = SquidCounters({}, answers=True), MaintenanceStatus(runs=True)
-    return replace(
+    return changed(
         view(None),
         policy_state=state,
         counter_files=files,
@@ -755,7 +756,7 @@ def test_all_is_well_with_helpers_and_without() -> None:
 def test_health_gives_each_condition_with_its_code() -> None:
     ill = answer(
         path="/healthz",
-        about=replace(seen(), maintenance=MaintenanceStatus(runs=False)),
+        about=changed(seen(), maintenance=MaintenanceStatus(runs=False)),
     )
     assert ill.status == 503
     assert json.loads(ill.text) == {
@@ -811,7 +812,7 @@ def test_a_typo_in_the_policy_is_unhealthy_where_no_helper_has_the_last_good_one
     helper: HelperStatus, revision: str | None, unhealthy: set[str]
 ) -> None:
     bad = replace(GOOD, revision=revision, ok=False, faults=(BAD,))
-    about = replace(seen(bad, helper), checkpoint=UNAVAILABLE)
+    about = changed(seen(bad, helper), checkpoint=UNAVAILABLE)
     found = active_conditions(about, unhealthy_only=True)
     assert {condition.condition.code for condition in found} == unhealthy
     assert "policy-not-loaded" in wrong(about)
@@ -912,7 +913,7 @@ def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(
 
 
 def test_the_questions_that_wait_are_a_number_once_a_client_has_asked() -> None:
-    asked = samples(replace(seen(), questions_waiting=3))
+    asked = samples(changed(seen(), questions_waiting=3))
     assert asked["squidkeeper_questions_waiting"] == 3
     assert "squidkeeper_questions_waiting" not in samples(seen())
 
@@ -963,7 +964,7 @@ def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about
     grants: [{name: granted, any_client: true, hosts: [a.example], expires: 2030-01-01T00:00:00Z, reason: x}]
     """
     found = samples(
-        replace(view(None), policy=compiled_of(tmp_path / "granted", text).source)
+        changed(view(None), policy=compiled_of(tmp_path / "granted", text).source)
     )
     labels = (
         'client="none",method_class="read",rule="{}",status_class="{}",verdict="{}"'
@@ -1014,7 +1015,7 @@ def test_counts_of_the_record_are_served(policy: Path) -> None:
         since="2026-11-25T12:00:00.000+00:00", counts=counter.counts()
     )
     found = samples(
-        replace(
+        changed(
             view(policy),
             checkpoint=checkpoint,
             backlog_bytes=7,
@@ -1068,7 +1069,7 @@ def test_what_an_export_reports_is_served_as_its_file_has_it(
     (tmp_path / "export/other.json").write_text("no state")
     now = view(policy).now
     os.utime(tmp_path / "export/siem.json", (now, now))
-    found = samples(replace(view(policy), exports=read_exports(tmp_path, now)))
+    found = samples(changed(view(policy), exports=read_exports(tmp_path, now)))
     values = {
         name: value
         for name, value in found.items()
@@ -1095,7 +1096,7 @@ def test_the_room_on_disk_is_served_of_each_folder_that_is_there(
 ) -> None:
     """As df(1) has it, for an account that is not root's."""
     disks = tuple(read_disks({"log": tmp_path, "state": tmp_path / "missing"}))
-    found = samples(replace(view(policy), disks=disks))
+    found = samples(changed(view(policy), disks=disks))
     shown = subprocess.run(
         ["df", "-B1", "--output=size", tmp_path],
         capture_output=True,
@@ -1130,7 +1131,7 @@ def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(
 
 
 def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) -> None:
-    about = replace(
+    about = changed(
         view(policy),
         maintenance=MaintenanceStatus(
             runs=True, failures={"resolver": "unbound is silent", "rotation": ""}
@@ -1149,7 +1150,7 @@ def test_connections_to_the_transparent_ports_are_served_with_each_result_and_wi
     name = "squidkeeper_transparent_connections_total"
     assert not [series for series in samples(view(policy)) if series.startswith(name)]
     opened = counter_key(TRANSPARENT_CONNECTIONS, TransparentResult.OPENED)
-    found = samples(replace(view(policy), totals={opened: 7.0}))
+    found = samples(changed(view(policy), totals={opened: 7.0}))
     assert {series: found[series] for series in found if series.startswith(name)} == {
         f'{name}{{result="{result}"}}': 7 if result == "opened" else 0
         for result in TransparentResult
@@ -1200,7 +1201,7 @@ def test_denials_without_a_throttle_are_on_the_status_page(
     files = tuple(
         CounterFile(number, True, "x", status) for number, status in enumerate(helpers)
     )
-    about = replace(
+    about = changed(
         view(policy),
         checkpoint=Checkpoint(since="", denials=(denial,)),
         counter_files=files,
@@ -1231,10 +1232,12 @@ def test_what_helpers_count_is_served(policy: Path) -> None:
         buckets[-1]: 1,
         total: 2.5,
     }
-    about = replace(view(policy), totals=totals)
-    stuck = replace(HELPER, beat=NOW - 20, revision=about.policy_state.revision)
+    about = changed(view(policy), totals=totals)
+    stuck = replace(
+        HELPER, beat=NOW - 20, revision=about.policies.policy_state.revision
+    )
     found = samples(
-        replace(
+        changed(
             about,
             counter_files=(
                 CounterFile(0, True, "x", HELPER),
@@ -1310,7 +1313,7 @@ def test_no_series_is_served_twice(policy: Path) -> None:
     registry = CollectorRegistry()
     registry.register(
         GatewayCollector(
-            lambda: replace(
+            lambda: changed(
                 view(policy), checkpoint=Checkpoint(since="x", counts=counter.counts())
             )
         )
@@ -1333,7 +1336,7 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     checkpoint = Checkpoint(
         since="2026-11-25T12:00:00.000+00:00", counts=counter.counts()
     )
-    about = replace(
+    about = changed(
         view(policy),
         checkpoint=checkpoint,
         counter_files=(
@@ -1380,7 +1383,7 @@ def test_allowed_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(
     checkpoint = Checkpoint(
         since="2026-11-25T12:00:00.000+00:00", counts=counter.counts()
     )
-    about = replace(view(policy), checkpoint=checkpoint)
+    about = changed(view(policy), checkpoint=checkpoint)
     rows = [
         (row.name, row.allowed, row.denied, row.tunnels) for row in rule_rows(about)
     ]
@@ -1436,7 +1439,7 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     while not watcher.state.ok:
         watcher.check()
     assert len(watcher.state.warnings) == 2
-    about = replace(view(None), policy_state=watcher.state)
+    about = changed(view(None), policy_state=watcher.state)
     (warning,) = warnings(about)
     assert warning == (
         f"{policy}/empty: the list holds no host pattern, so an entry that names it matches nothing [list-empty]"
@@ -1452,7 +1455,7 @@ def test_what_lacks_an_extra_is_unavailable_and_no_mere_warning(
     ).source
     found = {
         condition.condition.code: condition
-        for condition in active_conditions(replace(view(None), policy=policy))
+        for condition in active_conditions(changed(view(None), policy=policy))
     }
     assert "run ./install.sh --extras sealed" in found["secret-unavailable"].detail
     assert "policy-warning" not in found
@@ -1464,7 +1467,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
         "rules: [{name: lapsed, action: allow, hosts: [l.example], expires: 2020-01-01T00:00:00Z}]\n"
     )
     loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
-    about = replace(view(policy), policy=loaded.compiled.source)
+    about = changed(view(policy), policy=loaded.compiled.source)
     checked = CliRunner().invoke(
         main, ["check", "--json", "--account", "root", "--policy", str(policy)]
     )
@@ -1496,7 +1499,7 @@ def test_only_answers_of_the_last_minutes_count() -> None:
     ):
         found = {
             one.condition.code: one.detail
-            for one in active_conditions(replace(seen(), answers=tuple(answers)))
+            for one in active_conditions(changed(seen(), answers=tuple(answers)))
         }
         assert found.get("requests-failing") == detail
 
@@ -1521,7 +1524,7 @@ def test_of_an_intermediate_and_its_ca_the_one_that_expires_first_is_reported(
         assert str(found.subject).startswith(subject)
         assert found.not_after is not None
         assert (found.not_after - now).days in ((90, 89) if days else (3650, 3649))
-        expiry = samples(replace(view(None), certificate=found))[
+        expiry = samples(changed(view(None), certificate=found))[
             "squidkeeper_ca_certificate_expiry_timestamp_seconds"
         ]
         assert expiry == found.not_after.timestamp()

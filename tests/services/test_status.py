@@ -62,6 +62,7 @@ from squidkeeper.serving.squid_crashes import SquidCrash
 from ..conftest import compiled_of
 from ..markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 from ..records import record
+from ..snapshots import changed, snapshot_of
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
@@ -70,7 +71,7 @@ LAYOUT = Layout.of(None)
 POLICY = PolicyState("9f31c2a7b04e", (NOW - timedelta(hours=1)).timestamp(), ok=True)
 CHECKPOINT = Checkpoint(since="2026-11-20T12:00:00.000+00:00")
 CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
-WELL = Snapshot(
+WELL = snapshot_of(
     now=NOW.timestamp(),
     directory=DIRECTORY,
     access_log=Path("/var/log/squid/access.log"),
@@ -137,7 +138,7 @@ def text_of(view: Snapshot) -> str:
 
 
 def with_helpers(*helpers: HelperStatus) -> Snapshot:
-    return replace(
+    return changed(
         WELL,
         counter_files=tuple(
             CounterFile(n, True, "x", helper) for n, helper in enumerate(helpers)
@@ -146,11 +147,11 @@ def with_helpers(*helpers: HelperStatus) -> Snapshot:
 
 
 def with_export(*, runs: bool = True, **fields: Any) -> Snapshot:
-    return replace(WELL, exports={"siem": ExportStatus(runs, ExportState(**fields))})
+    return changed(WELL, exports={"siem": ExportStatus(runs, ExportState(**fields))})
 
 
 def with_task(task: str, failure: str) -> Snapshot:
-    return replace(
+    return changed(
         WELL,
         maintenance=MaintenanceStatus(runs=True, failures={"other": "", task: failure}),
     )
@@ -162,33 +163,33 @@ def with_drift(*findings: DriftSeen, unchecked: int = 0, cut: int = 0) -> Snapsh
         drift_unchecked=unchecked,
         drift_cut=cut,
     )
-    return replace(
+    return changed(
         WELL,
         checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts, drift=findings),
     )
 
 
 def with_denials(denials: tuple[Denial, ...]) -> Snapshot:
-    return replace(
+    return changed(
         WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, denials=denials)
     )
 
 
 def with_faults(*faults: Fault, revision: str | None = POLICY.revision) -> Snapshot:
-    return replace(
+    return changed(
         WELL, policy_state=replace(POLICY, revision=revision, ok=False, faults=faults)
     )
 
 
 def matched(rule: str, at: datetime) -> Snapshot:
     counts = RequestCounts(last_matched={rule: at.isoformat()})
-    return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts))
+    return changed(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts))
 
 
 def observing(passed: int) -> Snapshot:
     policy = Policy("0", observe_default=Location("policy.yaml", 3, 3))
     counts = RequestCounts(observed=[(("default", "deny"), passed)])
-    return replace(
+    return changed(
         WELL,
         policy=policy,
         checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts),
@@ -196,7 +197,7 @@ def observing(passed: int) -> Snapshot:
 
 
 def answered(*failed: bool) -> Snapshot:
-    return replace(
+    return changed(
         WELL,
         answers=tuple(
             RecentAnswer("2026-11-24T11:59:00.000Z", answered) for answered in failed
@@ -235,15 +236,15 @@ FAULT = Fault(
 )
 WRONG = {
     "squid-down": (
-        replace(WELL, squid=SquidCounters({}, "refused")),
+        changed(WELL, squid=SquidCounters({}, "refused")),
         "does not answer: 127.0.0.1:3128 (refused).",
     ),
     "squid-counters-unreadable": (
-        replace(WELL, squid=SquidCounters({}, "403", answers=True)),
+        changed(WELL, squid=SquidCounters({}, "403", answers=True)),
         "Squid's counters cannot be read: 403.",
     ),
     "squid-crashed": (
-        replace(
+        changed(
             WELL,
             crashes=(
                 SquidCrash(at=WELL.now - 90_000, told="FATAL: x", in_flight=1),
@@ -260,21 +261,21 @@ WRONG = {
         " evil.example:443, other.example:80; clients: 192.0.2.1.",
     ),
     "drained": (
-        replace(WELL, drained_since=WELL.now - 180),
+        changed(WELL, drained_since=WELL.now - 180),
         "This gateway is drained, so that new clients go to others: 3 min ago.",
     ),
     "squid-outdated": (
-        replace(
+        changed(
             WELL, squid_version=SquidVersion("squid-openssl 6.13-2+deb13u3", False)
         ),
         "Squid has a known flaw: squid-openssl 6.13-2+deb13u3 is older than 6.13-2+deb13u4, which fixes CVE-2026",
     ),
     "quota-store-unavailable": (
-        replace(WELL, quota_store_problem="Valkey on 10.0.0.5 port 6379: refused"),
+        changed(WELL, quota_store_problem="Valkey on 10.0.0.5 port 6379: refused"),
         "The store that counts quotas for all gateways is away: Valkey on 10.0.0.5 port 6379: refused.",
     ),
     "quota-store-certificate-expiring": (
-        replace(WELL, quota_store_not_after=NOW + timedelta(days=29)),
+        changed(WELL, quota_store_not_after=NOW + timedelta(days=29)),
         "The certificate of the store that counts quotas expires soon: 29 days left.",
     ),
     "policy-not-loaded": (
@@ -287,11 +288,11 @@ WRONG = {
         "The default observes: what no rule decides is ALLOWED: policy.yaml:3:3; 3 requests passed that would have",
     ),
     "policy-warning": (
-        replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,))),
+        changed(WELL, policy_state=replace(POLICY, warnings=(FAULT,))),
         "The policy has warnings: policy.yaml:41:11",
     ),
     "policy-lines-outdated": (
-        replace(
+        changed(
             WELL,
             policy=STRIPS,
             fragment="acl --in-force core,certificates,override-headers,pages,websocket",
@@ -299,9 +300,9 @@ WRONG = {
         "are not in force: squidkeeper.conf: Squid's configuration does not have strip, strip.cookie yet",
     ),
     "policy-unavailable": (
-        replace(
+        changed(
             matched("policy-unavailable", NOW - timedelta(minutes=3)),
-            counter_files=with_helpers(HELPER).counter_files,
+            counter_files=with_helpers(HELPER).processes.counter_files,
         ),
         "or a helper has no policy: last 3 min ago.",
     ),
@@ -319,11 +320,11 @@ WRONG = {
         "helper host, process 4117: no heartbeat for",
     ),
     "helper-uncounted": (
-        replace(WELL, uncounted_helpers=(4117, 4118)),
+        changed(WELL, uncounted_helpers=(4117, 4118)),
         "A helper cannot write to the state folder: process 4117, 4118.",
     ),
     "bodies-down": (
-        replace(
+        changed(
             WELL,
             fragment="acl --in-force core,bodies,certificates,override-headers,pages,websocket",
         ),
@@ -334,19 +335,19 @@ WRONG = {
         "process 4117: revision other is in force there; revision 9f31c2a7b04e is the last good one",
     ),
     "ca-unreadable": (
-        replace(WELL, certificate=Certificate(Path("/ca.crt"), problem="no such file")),
+        changed(WELL, certificate=Certificate(Path("/ca.crt"), problem="no such file")),
         "The CA cannot be read: /ca.crt (no such file).",
     ),
     "ca-expiring": (
-        replace(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=29))),
+        changed(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=29))),
         "The CA, or its intermediate, expires soon: 29 days left for CN=ca.",
     ),
     "ca-expires-now": (
-        replace(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=6))),
+        changed(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=6))),
         "The CA, or its intermediate, expires within days: 6 days left for CN=ca.",
     ),
     "ca-expired": (
-        replace(
+        changed(
             WELL,
             certificate=replace(
                 CA, subject="CN=squidkeeper intermediate CA 0a1b2c3d", not_after=NOW
@@ -356,11 +357,11 @@ WRONG = {
         " 2026-11-24 12:00:00.",
     ),
     "tls-certificate-expiring": (
-        replace(WELL, tls_certificate=replace(CA, not_after=NOW + timedelta(days=6))),
+        changed(WELL, tls_certificate=replace(CA, not_after=NOW + timedelta(days=6))),
         "The certificate of the TLS port expires within days: 6 days left.",
     ),
     "access-log-unreadable": (
-        replace(WELL, log_readable=False),
+        changed(WELL, log_readable=False),
         "The access log cannot be read: /var/log/squid/access.log.",
     ),
     "export-behind": (
@@ -371,15 +372,15 @@ WRONG = {
         "An export does not send what the access log holds: siem: nothing taken for 10 min: syslog+tls://siem.example",
     ),
     "access-log-behind": (
-        replace(WELL, backlog_bytes=20_000_000),
+        changed(WELL, backlog_bytes=20_000_000),
         "20 MB are not counted yet",
     ),
     "policy-not-published": (
-        replace(WELL, publisher_silent_seconds=16.0),
+        changed(WELL, publisher_silent_seconds=16.0),
         "Edits of the policy do not come into force: they are not published: no publisher runs, or it hangs.",
     ),
     "maintenance-not-running": (
-        replace(WELL, maintenance=MaintenanceStatus(runs=False)),
+        changed(WELL, maintenance=MaintenanceStatus(runs=False)),
         "The maintenance process does not run.",
     ),
     "resolver-failing": (
@@ -405,7 +406,7 @@ WRONG = {
         "The reload gate refuses an edit of the policy: the reload gate refuses revision 2; revision",
     ),
     "reload-held": (
-        replace(WELL, policy_state=replace(POLICY, ok=False, held="0a1b2c3d4e5f")),
+        changed(WELL, policy_state=replace(POLICY, ok=False, held="0a1b2c3d4e5f")),
         "An edit waits for the reload gate: revision 0a1b2c3d4e5f, while 9f31c2a7b04e stays in force.",
     ),
     "reload-gate-failing": (
@@ -428,7 +429,7 @@ WRONG = {
         "The maintenance task webhook fails: questions wait, and nobody is told: https://hooks.example: status 500.",
     ),
     "throttle-not-running": (
-        replace(
+        changed(
             with_helpers(replace(HELPER, started=0.0)),
             checkpoint=msgspec.structs.replace(
                 CHECKPOINT,
@@ -448,11 +449,11 @@ WRONG = {
         "No throttle answers: a denial asked for it 2 min ago.",
     ),
     "state-not-writable": (
-        replace(WELL, state_writable=False),
+        changed(WELL, state_writable=False),
         "The exporter cannot save its counts.",
     ),
     "pull-failing": (
-        replace(
+        changed(
             WELL,
             pull=PullStatus(
                 "https://git.example/p main",
@@ -464,17 +465,17 @@ WRONG = {
         "The source of the policy cannot be read: last read 2 h ago; no route.",
     ),
     "pull-refused": (
-        replace(
+        changed(
             WELL, pull=replace(PULLED, refused="b" * 40, reason="it is not signed")
         ),
         f"A version of the pulled policy is refused: {'b' * 40}, {'a' * 40} stays in place: it is not signed.",
     ),
     "pull-altered": (
-        replace(WELL, pull=replace(PULLED, altered=True)),
+        changed(WELL, pull=replace(PULLED, altered=True)),
         f"What is in place of the pulled policy is not what the source has: {'a' * 40}, from {PULLED.source}.",
     ),
     "archive-failing": (
-        replace(
+        changed(
             WELL,
             archive=ArchiveStatus(
                 WELL.now - 60, WELL.now - 7200, "No space left on device"
@@ -483,7 +484,7 @@ WRONG = {
         "The access log is not archived: No space left on device.",
     ),
     "archive-behind": (
-        replace(
+        changed(
             WELL,
             archive=ArchiveStatus(WELL.now, WELL.now),
             unarchived_since=WELL.now - 4 * 3600,
@@ -491,21 +492,21 @@ WRONG = {
         "A rotated log has not been archived for hours: a rotated log ended 4 h ago.",
     ),
     "archive-incomplete": (
-        replace(
+        changed(
             WELL,
             deleted_logs=DeletedLogs(3, 700_000_000, "access.log.7", WELL.now - 7200),
         ),
         "their records are lost: 3 files of 700 MB so far, the last access.log.7 2 h ago.",
     ),
     "disk-full": (
-        replace(
+        changed(
             WELL,
             disks=(replace(DISK, available_bytes=0), replace(DISK, folder="archive")),
         ),
         "A disk that the gateway needs is full: 0 B of 10 GB free on the disk of /var/log/squid.",
     ),
     "disk-space-low": (
-        replace(
+        changed(
             WELL,
             disks=(
                 replace(DISK, available_bytes=900_000_000),
@@ -540,7 +541,7 @@ def test_a_rule_that_observes_shows_what_it_would_have_decided() -> None:
     counts = RequestCounts(observed=[(("no-push", "deny"), 1_234)])
     checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
     text = text_of(
-        replace(WELL, policy=Policy("0", rules=(watched,)), checkpoint=checkpoint)
+        changed(WELL, policy=Policy("0", rules=(watched,)), checkpoint=checkpoint)
     )
     assert "no-push observes deny × 1,234" in text
     assert "ALLOWS" not in text
@@ -550,7 +551,7 @@ def test_a_rule_that_observes_shows_what_it_would_have_decided() -> None:
 
 
 def test_a_policy_that_is_pulled_shows_its_version_signer_and_source() -> None:
-    view = replace(WELL, pull=PULLED)
+    view = changed(WELL, pull=PULLED)
     assert codes(view) == []
     text = text_of(view)
     assert (
@@ -562,21 +563,21 @@ def test_a_policy_that_is_pulled_shows_its_version_signer_and_source() -> None:
         in text
     )
     assert "no ceiling" not in text_of(
-        replace(WELL, pull=replace(PULLED, has_ceiling=True))
+        changed(WELL, pull=replace(PULLED, has_ceiling=True))
     )
     assert "Pulled policy" not in text_of(WELL)
     assert "none yet" in text_of(
-        replace(WELL, pull=PullStatus("https://git.example/p main", 30))
+        changed(WELL, pull=PullStatus("https://git.example/p main", 30))
     )
 
 
 def test_a_source_that_is_read_seldom_is_not_missed_before() -> None:
     seldom = replace(PULLED, every_seconds=86400, succeeded=WELL.now - 100_000)
-    assert codes(replace(WELL, pull=seldom)) == []
+    assert codes(changed(WELL, pull=seldom)) == []
 
 
 def test_an_archive_that_runs_and_what_was_lost_days_ago_are_nothing_to_do() -> None:
-    runs = replace(
+    runs = changed(
         WELL,
         archive=ArchiveStatus(WELL.now, WELL.now - 3000, "busy"),
         unarchived_since=WELL.now - 10_000,
@@ -584,13 +585,13 @@ def test_an_archive_that_runs_and_what_was_lost_days_ago_are_nothing_to_do() -> 
     assert codes(runs) == []
     assert (
         codes(
-            replace(
+            changed(
                 WELL, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 90_000)
             )
         )
         == []
     )
-    ended = replace(WELL, archive=ArchiveStatus(WELL.now - 7200, WELL.now - 7200))
+    ended = changed(WELL, archive=ArchiveStatus(WELL.now - 7200, WELL.now - 7200))
     assert "The access log is not archived: it ran last 2 h ago." in text_of(ended)
 
 
@@ -599,7 +600,7 @@ def test_a_squid_that_has_just_started_needs_no_helper_yet(
     requests: float, codes: set[str]
 ) -> None:
     view = matched("policy-unavailable", NOW - timedelta(minutes=3))
-    view = replace(view, squid=SquidCounters({COUNTER: requests}, answers=True))
+    view = changed(view, squid=SquidCounters({COUNTER: requests}, answers=True))
     assert {condition.condition.code for condition in active_conditions(view)} == codes
 
 
@@ -607,21 +608,24 @@ def test_bodies_need_one_process_and_none_where_no_rule_asks_for_them() -> None:
     asked = WRONG["bodies-down"][0]
     assert (
         codes(
-            replace(
+            changed(
                 asked,
                 counter_files=with_helpers(
                     replace(HELPER, helper="bodies")
-                ).counter_files,
+                ).processes.counter_files,
             )
         )
         == []
     )
-    assert codes(replace(asked, fragment=asked.fragment.replace("bodies,", ""))) == []
+    assert (
+        codes(changed(asked, fragment=asked.proxy.fragment.replace("bodies,", "")))
+        == []
+    )
 
 
 def test_an_edit_that_a_full_disk_keeps_out_is_told_with_the_disk() -> None:
     full = replace(DISK, folder="state", path=Path("/state"), available_bytes=0)
-    view = replace(WELL, publisher_silent_seconds=16.0, disks=(full,))
+    view = changed(WELL, publisher_silent_seconds=16.0, disks=(full,))
     told = "do not come into force: they are not published: 0 B of 10 GB free on the disk of /state."
     assert told in text_of(view)
 
@@ -664,12 +668,12 @@ def test_without_a_policy_everything_is_denied() -> None:
         "Run squidkeeper check. If it finds nothing as root, run it as Squid's account."
         in text
     )
-    lines = replace(with_faults(FAULT), fragment_file=Path("/gw/etc/squidkeeper.conf"))
+    lines = changed(with_faults(FAULT), fragment_file=Path("/gw/etc/squidkeeper.conf"))
     assert "squidkeeper check --fragment /gw/etc/squidkeeper.conf" in text_of(lines)
 
 
 def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
-    below_root = replace(
+    below_root = changed(
         WELL,
         directory=Path("/gw/etc/policy"),
         state=Path("/gw/state"),
@@ -712,18 +716,18 @@ def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
 
 def test_the_most_severe_stands_first() -> None:
     expires_soon = replace(CA, not_after=NOW + timedelta(days=20))
-    view = replace(WELL, certificate=expires_soon, log_readable=False)
+    view = changed(WELL, certificate=expires_soon, log_readable=False)
     assert codes(view) == ["access-log-unreadable", "ca-expiring"]
     assert "2 conditions, 1 of them critical." in text_of(view)
     assert "2 conditions." in text_of(
-        replace(view, log_readable=True, state_writable=False)
+        changed(view, log_readable=True, state_writable=False)
     )
 
 
 def test_what_is_over_stands_below_what_is_now() -> None:
-    crashed = replace(WRONG["squid-crashed"][0], state_writable=False)
+    crashed = changed(WRONG["squid-crashed"][0], state_writable=False)
     assert codes(crashed) == ["state-not-writable", "squid-crashed"]
-    lost = replace(
+    lost = changed(
         crashed, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 60)
     )
     assert codes(lost) == ["state-not-writable", "archive-incomplete", "squid-crashed"]
@@ -738,7 +742,7 @@ def test_a_condition_with_many_cases_shows_one_and_folds_the_others() -> None:
     place = Location("policy.yaml", 41, 11)
     warnings = tuple(Fault(place, FaultCode.INVALID_HOST, text) for text in texts)
     shown = page(
-        replace(WELL, policy_state=replace(POLICY, warnings=warnings)), PROGRAM
+        changed(WELL, policy_state=replace(POLICY, warnings=warnings)), PROGRAM
     )
     [folded] = re.findall(r"<details>.*?</details>", shown, re.DOTALL)
     assert "<summary>6 more</summary>" in folded
@@ -751,7 +755,7 @@ def test_drift_of_days_ago_and_helpers_during_a_reload_are_nothing_to_do() -> No
     reloading = replace(POLICY, loaded=WELL.now - 2)
     assert (
         codes(
-            replace(
+            changed(
                 with_helpers(replace(HELPER, revision="other")), policy_state=reloading
             )
         )
@@ -792,7 +796,7 @@ rules:
     )
     checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
     text = text_of(
-        replace(WELL, policy=policy_of(tmp_path, rules), checkpoint=checkpoint)
+        changed(WELL, policy=policy_of(tmp_path, rules), checkpoint=checkpoint)
     )
     assert text.index("first") < text.index("second") < text.index("default")
     assert "1 first deny 1,234" in text
@@ -809,7 +813,7 @@ rules:
 grants:
   - {name: granted, any_client: true, hosts: [a.example], expires: 2026-11-23T12:00:00Z, reason: x, by: ops}
 """
-    text = text_of(replace(WELL, policy=policy_of(tmp_path, policy)))
+    text = text_of(changed(WELL, policy=policy_of(tmp_path, policy)))
     assert "; ask if no rule matches" in text
     assert "1 asks ask" in text
     assert re.search(r"2 granted allow .*never expired .*ops", text)
@@ -825,7 +829,7 @@ def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
     )
     checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
     text = text_of(
-        replace(
+        changed(
             WELL, policy=policy_of(tmp_path, f"rules:\n{rules}"), checkpoint=checkpoint
         )
     )
@@ -839,7 +843,7 @@ def test_of_very_many_faults_and_warnings_the_first_are_shown() -> None:
     assert text.count("policy.yaml:41:11") == 50 + 1  # one in the condition
     assert "and 20 more: squidkeeper check shows all" in text
     (active,) = active_conditions(
-        replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70))
+        changed(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70))
     )
     assert active.text.count("policy.yaml") == 5
     assert active.text.endswith("; and 65 more.")
@@ -865,7 +869,7 @@ credentials: [{name: api, hosts: [a.example], bearer: token}]
             "next_fetch": WELL.now + 120,
         }
         secret = SecretStatus(**{**usual, "expires_at": WELL.now + 3600, **status})
-        return replace(
+        return changed(
             WELL,
             policy=policy,
             fetched=tmp_path,
@@ -946,7 +950,7 @@ credentials: [{name: api, hosts: [a.example], bearer: a}]
     policy = policy_of(tmp_path, text)
     (tmp_path / "a").write_text("value")
     (tmp_path / "b").touch()
-    view = replace(WELL, policy=policy)
+    view = changed(WELL, policy=policy)
     (active,) = (
         condition
         for condition in active_conditions(view)
@@ -1127,7 +1131,7 @@ def test_a_denial_has_the_sentence_of_its_cause_beside_it_and_what_to_do() -> No
         Match(),
         reason="It is closed.",
     )
-    view = replace(
+    view = changed(
         with_denials(denials_of([denial()])), policy=Policy("r", rules=(rule,))
     )
     text = text_of(view)
@@ -1136,7 +1140,7 @@ def test_a_denial_has_the_sentence_of_its_cause_beside_it_and_what_to_do() -> No
         "If the request is meant to pass, add a rule that allows it, or change the one that denies it."
         in text
     )
-    assert "The rule no denies it." in text_of(replace(view, policy=None))
+    assert "The rule no denies it." in text_of(changed(view, policy=None))
 
 
 def test_only_denials_that_are_kept_are_judged() -> None:
@@ -1294,7 +1298,7 @@ def hostile(folder: Path) -> Snapshot:
             for text in HOSTILE
         ),
     )
-    return replace(
+    return changed(
         with_helpers(
             *(replace(HELPER, helper=text, revision=text) for text in HOSTILE)
         ),
@@ -1328,9 +1332,9 @@ def test_no_query_and_no_password_is_on_the_page() -> None:
     with_password = denial(url="https://user:hunter2@a.example/x?q=TOPSECRET#TOPSECRET")
     view = with_drift(FINDING)
     checkpoint = msgspec.structs.replace(
-        view.checkpoint, denials=denials_of([with_password])
+        view.log.checkpoint, denials=denials_of([with_password])
     )
-    html = page(replace(view, checkpoint=checkpoint), PROGRAM)
+    html = page(changed(view, checkpoint=checkpoint), PROGRAM)
     assert "https://***@a.example/x" in html
     assert "TOPSECRET" not in html
     assert "hunter2" not in html
@@ -1343,7 +1347,7 @@ def test_the_page_counts_connections_to_the_transparent_ports_where_they_are() -
         for result, number in counts.items()
     }
     assert "Without proxy settings 1,200 connections 3 × no server name" in text_of(
-        replace(WELL, totals=totals)
+        changed(WELL, totals=totals)
     )
     assert "Without proxy settings" not in text_of(WELL)
 

@@ -41,6 +41,7 @@ from squidkeeper.serving.quotas.token_uses import token_uses
 
 from ..conftest import compiled_of
 from ..markup import Page
+from ..snapshots import changed
 from .test_status import NOW, WELL
 
 POLICY = """
@@ -242,7 +243,7 @@ def view_of(
     checkpoint = Checkpoint(
         since="2026-11-20T12:00:00.000+00:00", usage=counts or UsageCounts()
     )
-    return replace(WELL, policy=policy.source, token_uses=found, checkpoint=checkpoint)
+    return changed(WELL, policy=policy.source, token_uses=found, checkpoint=checkpoint)
 
 
 def details(view: Snapshot) -> dict[str, tuple[str, ...]]:
@@ -268,11 +269,11 @@ def test_a_model_without_a_price_is_a_condition_for_a_day(
 ) -> None:
     recent, old = ("2026-11-24T11:00:00.000Z", "2026-11-22T11:00:00.000Z")
     models = {"gpt-4o-mini": recent, "other-1": recent, "other-2": old}
-    view = replace(view_of(used, policy, UsageCounts(models=models)), token_uses=())
+    view = changed(view_of(used, policy, UsageCounts(models=models)), token_uses=())
     assert details(view) == {"model-without-price": ("other-1",)}
     assert (
         details(
-            replace(
+            changed(
                 view, policy=replace(policy.source, prices=type(policy.source.prices)())
             )
         )
@@ -348,8 +349,8 @@ def test_the_status_page_shows_budgets_above_the_denials(
     assert text.index(fullest) < text.index("budget 192.0.2.7 80 %")
     assert text.index("budget 192.0.2.7") < text.index("tokens all 25 %")
     assert html.count('<rect class="deny"') == 1
-    many = replace(
-        view_of(used, policy), token_uses=view_of(used, policy).token_uses * 8
+    many = changed(
+        view_of(used, policy), token_uses=view_of(used, policy).policies.token_uses * 8
     )
     assert "4 more: squidkeeper quota shows all." in " ".join(
         Page(page(many, "squidkeeper")).text.split()

@@ -13,10 +13,7 @@ from typing import Final
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.layout import Layout, uses_systemd
-from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_account import Account, squid_account
-from squidkeeper.base.squid_counters import SquidCounters, read_counters
-from squidkeeper.base.squid_version import squid_version
 from squidkeeper.operate.setup.configuration import listen_of_haproxy, transparent_of
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.options import port_of, reachable
@@ -28,26 +25,27 @@ from squidkeeper.policy.policy_store.reload_gate import gate_faults, refusal
 from squidkeeper.policy.policy_store.revisions import revision_in_force
 from squidkeeper.policy.policy_store.sources import Sources, read_sources
 from squidkeeper.policy.published.policy_state import PolicyState
-from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
-from squidkeeper.record.export_status import read_exports
 from squidkeeper.services.exporter.certificate import (
-    Certificate,
     StoreCertificate,
-    read_certificate,
 )
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.services.exporter.conditions import Severity
-from squidkeeper.services.exporter.snapshot import Snapshot, read_disks
-from squidkeeper.services.exporter.stopped_watchdog import uncounted_helpers
-from squidkeeper.services.maintenance.process import read_maintenance_status
+from squidkeeper.services.exporter.snapshot import (
+    GatewayPlace,
+    LogView,
+    PolicyView,
+    Snapshot,
+)
+from squidkeeper.services.exporter.sources import (
+    CertificateSource,
+    HelperSource,
+    RecordSource,
+    ServiceSource,
+    SquidSource,
+)
 from squidkeeper.services.maintenance.tls import CERTIFICATE
-from squidkeeper.services.pulling.settings import read_pull_status
-from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_files
-from squidkeeper.serving.credentials.fetch_status import read_fetch_status
-from squidkeeper.serving.drained import drained_since
 from squidkeeper.serving.parts import Part, named_parts, read_in_force
 from squidkeeper.serving.squid_conf import Directive, Macros, SquidConf, read_squid_conf
-from squidkeeper.serving.squid_crashes import read_crashes
 
 _PORT: Final = re.compile(r"(?:\S+:)?[0-9]+")
 _LOGROTATE: Final = Path("/etc/logrotate.d")
@@ -76,7 +74,7 @@ class Inspection:
     @property
     def policy(self) -> Policy | None:
         """The policy on disk, where it loads."""
-        return self.view.policy
+        return self.view.policies.policy
 
     def named(self, *names: str) -> Iterator[Directive]:
         """Yield the directives of these names, in their order."""
@@ -100,7 +98,7 @@ class Inspection:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts in force, as Squid's configuration states them."""
-        return named_parts(read_in_force(self.view.fragment))
+        return named_parts(read_in_force(self.view.proxy.fragment))
 
     @property
     def ahead(self) -> tuple[Directive, ...]:
@@ -207,55 +205,38 @@ def _view(
     that it reads.
     """
     at = datetime.now(UTC)
+    now = at.timestamp()
     policy, state = _policy(layout, sources, at)
-    counter_files = _counter_files(layout.state)
     user = account.user if account else os.geteuid()
-    archive = read_archive_status(layout.archive)
+    tls = layout.tls / CERTIFICATE
+    store = StoreCertificate(layout.policy)
+    store.ask()
+    address = squid.rpartition(":")[0].strip("[]"), port_of(squid)
     return Snapshot(
-        now=at.timestamp(),
-        directory=layout.policy,
-        access_log=layout.access_log,
-        state=layout.state,
-        squid_address=squid,
-        checkpoint=_checkpoint(layout),
-        log_readable=os.access(layout.access_log, os.R_OK),
-        backlog_bytes=0,
-        state_writable=True,
-        policy=policy,
-        policy_state=state,
-        counter_files=counter_files,
-        uncounted_helpers=uncounted_helpers(
-            layout.state, user, counter_files, at.timestamp()
+        now=now,
+        place=GatewayPlace(
+            directory=layout.policy,
+            access_log=layout.access_log,
+            state=layout.state,
+            squid_address=squid,
+            fetched=layout.secrets,
+            fragment_file=layout.fragment,
         ),
-        totals={},
-        certificate=read_certificate(layout.signing_cert),
-        squid=_squid_counters(squid, behind=behind),
-        disks=tuple(
-            read_disks(
-                {
-                    "log": layout.access_log.parent,
-                    "state": layout.state,
-                    "archive": layout.archive,
-                }
-            )
-        ),
-        maintenance=read_maintenance_status(layout.state, at.timestamp()),
-        tls_certificate=_tls_certificate(layout.tls / CERTIFICATE),
-        squid_version=squid_version(),
-        fragment=text_at(layout.fragment),
-        fragment_file=layout.fragment,
-        exports=read_exports(layout.state, at.timestamp()),
-        fetched=layout.secrets,
-        fetching=read_fetch_status(layout.secrets, at.timestamp()),
-        archive=archive,
-        unarchived_since=oldest_write(archive.unarchived(rotated(layout.access_log)))
-        if archive
-        else None,
-        deleted_logs=read_deleted_logs(layout.state),
-        pull=read_pull_status(layout.pulled),
-        drained_since=drained_since(layout.run),
-        quota_store_not_after=_store_certificate(layout.policy),
-        crashes=read_crashes(layout.state),
+        log=LogView(_checkpoint(layout), os.access(layout.access_log, os.R_OK)),
+        policies=PolicyView(policy, state),
+        processes=HelperSource(layout.state, user, lambda _: {}).read(now),
+        proxy=SquidSource(
+            address, behind, layout.fragment, layout.run, layout.state
+        ).read(now),
+        certificates=CertificateSource(
+            layout.signing_cert,
+            tls if tls.exists() else None,
+            lambda: store.not_after,
+        ).read(now),
+        records=RecordSource(layout.access_log, layout.state, layout.archive).read(now),
+        services=ServiceSource(
+            layout.policy, layout.state, layout.secrets, layout.pulled
+        ).read(now),
     )
 
 
@@ -320,29 +301,6 @@ def _checkpoint(layout: Layout) -> Checkpoint:
         if _reads_everything(layout)
         else none
     )
-
-
-def _counter_files(state: Path) -> tuple[CounterFile, ...]:
-    try:
-        return tuple(read_all_counter_files(state))
-    except OSError:
-        return ()
-
-
-def _squid_counters(address: str, *, behind: bool) -> SquidCounters:
-    return read_counters(
-        address.rpartition(":")[0].strip("[]"), port_of(address), proxy_header=behind
-    )
-
-
-def _store_certificate(directory: Path) -> datetime | None:
-    store = StoreCertificate(directory)
-    store.ask()
-    return store.not_after
-
-
-def _tls_certificate(file: Path) -> Certificate | None:
-    return read_certificate(file) if file.exists() else None
 
 
 def annotations_in(text: str) -> list[str]:

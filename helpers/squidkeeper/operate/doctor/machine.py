@@ -126,7 +126,7 @@ def _unavailable_secrets(seen: Inspection) -> Iterator[Found]:
 
     `secrets-not-fetched` names them where nothing fetches them.
     """
-    fetched = {} if seen.view.fetching.runs else seen.view.fetched_secrets
+    fetched = {} if seen.view.services.fetching.runs else seen.view.fetched_secrets
     yield from (
         Found(row.problem)
         for row in secret_rows(seen.view)
@@ -134,7 +134,11 @@ def _unavailable_secrets(seen: Inspection) -> Iterator[Found]:
     )
     yield from (
         Found(str(fault))
-        for fault in (missing_extras(seen.view.policy) if seen.view.policy else ())
+        for fault in (
+            missing_extras(seen.view.policies.policy)
+            if seen.view.policies.policy
+            else ()
+        )
     )
 
 
@@ -143,10 +147,13 @@ def _webhook_failing(seen: Inspection) -> Iterator[Found]:
     """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the
     process that uses it reports.
     """
-    file, reported = seen.layout.webhook, seen.view.maintenance.failures.get("webhook")
+    file, reported = (
+        seen.layout.webhook,
+        seen.view.services.maintenance.failures.get("webhook"),
+    )
     found = [*_settings_faults(file, _read_webhook, seen, seen.account)]
     yield from found
-    if not found and file.exists() and seen.view.maintenance.runs and reported:
+    if not found and file.exists() and seen.view.services.maintenance.runs and reported:
         yield Found(reported, str(file))
 
 
@@ -188,7 +195,7 @@ def _resolver_failing(seen: Inspection) -> Iterator[Found]:
     """Find what the maintenance process reports. Else ask its resolver, where Squid
     asks it: the maintenance process waits for some seconds.
     """
-    maintenance, address = seen.view.maintenance, seen.layout.resolver
+    maintenance, address = seen.view.services.maintenance, seen.layout.resolver
     servers = seen.last("dns_nameservers")
     if not maintenance.runs:
         return
@@ -367,7 +374,7 @@ def _clock_off(seen: Inspection) -> Iterator[Found]:
     "Ask your distribution whether it is. If so, accept the finding: see squid/DOCTOR.md.",
 )
 def _squid_version_unclear(seen: Inspection) -> Iterator[Found]:
-    version = seen.view.squid_version
+    version = seen.view.proxy.squid_version
     if version and version.fixed is None:
         yield Found(version.remark)
 

@@ -69,7 +69,7 @@ class GatewayCollector(Collector):
             _export_families,
         ):
             yield from families(view)
-        yield from squid_families(view.squid)
+        yield from squid_families(view.proxy.squid)
 
 
 def observed_series(policy: Policy | None) -> list[tuple[str, str]]:
@@ -90,7 +90,7 @@ def observed_series(policy: Policy | None) -> list[tuple[str, str]]:
 
 
 def _log_families(view: Snapshot) -> Iterator[Family]:
-    counts, expected = view.checkpoint.counts, expected_series(view.policy)
+    counts, expected = view.log.checkpoint.counts, expected_series(view.policies.policy)
     requests = [
         (client, rule, verdict, "read", _STATUS_CLASSES[verdict])
         for client, rule, verdict in expected
@@ -102,7 +102,7 @@ def _log_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.TUNNELS, dict.fromkeys(tunnels, 0) | dict(counts.tunnels))
     yield _family(
         metrics.OBSERVED,
-        dict.fromkeys(observed_series(view.policy), 0) | dict(counts.observed),
+        dict.fromkeys(observed_series(view.policies.policy), 0) | dict(counts.observed),
     )
     yield _family(metrics.UNNAMED_DENIALS, dict(counts.unnamed_denials))
     yield _family(
@@ -113,13 +113,13 @@ def _log_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.DRIFT, dict.fromkeys(drift, 0) | dict(counts.drift))
     yield _single(metrics.DRIFT_UNCHECKED, counts.drift_unchecked)
     yield _single(metrics.DRIFT_CUT, counts.drift_cut)
-    rules = view.policy.rules_and_grants if view.policy else ()
+    rules = view.policies.policy.rules_and_grants if view.policies.policy else ()
     matched = {
         (rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules
     }
     yield _family(metrics.RULE_LAST_MATCHED, matched)
-    yield _single(metrics.RECORD_READABLE, view.log_readable)
-    yield _single(metrics.RECORD_BACKLOG, view.backlog_bytes)
+    yield _single(metrics.RECORD_READABLE, view.log.log_readable)
+    yield _single(metrics.RECORD_BACKLOG, view.log.backlog_bytes)
     yield _single(metrics.RECORD_LAST_LINE, _seconds(counts.last_line))
     yield _single(metrics.RECORD_INVALID_LINES, counts.invalid_lines)
     yield _single(metrics.RECORD_LOST, counts.lost)
@@ -150,7 +150,7 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
 
 def _helper_families(view: Snapshot) -> Iterator[Family]:
     helpers = view.helpers
-    yield _single(helper_metrics.WORKERS, view.workers)
+    yield _single(helper_metrics.WORKERS, view.place.workers)
     for metric in (
         helper_metrics.DECISIONS,
         helper_metrics.PROTOCOL_ERRORS,
@@ -163,17 +163,21 @@ def _helper_families(view: Snapshot) -> Iterator[Family]:
         helper_metrics.QUOTA_DENIALS,
     ):
         yield _family(
-            metric, _expected(metric, view.policy) | _by_labels(metric, view.totals)
+            metric,
+            _expected(metric, view.policies.policy)
+            | _by_labels(metric, view.processes.totals),
         )
     # none without these ports
-    connections = _by_labels(helper_metrics.TRANSPARENT_CONNECTIONS, view.totals)
+    connections = _by_labels(
+        helper_metrics.TRANSPARENT_CONNECTIONS, view.processes.totals
+    )
     results = (
         dict.fromkeys([(result,) for result in helper_metrics.TransparentResult], 0.0)
         if connections
         else {}
     )
     yield _family(helper_metrics.TRANSPARENT_CONNECTIONS, results | connections)
-    yield _decision_durations(view.totals)
+    yield _decision_durations(view.processes.totals)
     yield _per_helper(
         helper_metrics.HELPER_PROCESSES, [status.helper for status in helpers]
     )
@@ -184,11 +188,13 @@ def _helper_families(view: Snapshot) -> Iterator[Family]:
 
 
 def _policy_families(view: Snapshot) -> Iterator[Family]:
-    policy = view.policy
+    policy = view.policies.policy
     yield _family(metrics.POLICY_INFO, {(policy.revision,): 1} if policy else {})
-    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.policy_state.ok)
-    yield _single(metrics.POLICY_RELOAD_GATED, view.policy_state.gated)
-    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.policy_state.loaded or 0)
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.policies.policy_state.ok)
+    yield _single(metrics.POLICY_RELOAD_GATED, view.policies.policy_state.gated)
+    yield _single(
+        metrics.POLICY_LAST_RELOAD_SUCCESS, view.policies.policy_state.loaded or 0
+    )
     yield _single(metrics.POLICY_RULES, len(policy.rules) if policy else 0)
     # grants are made to lapse, which is nothing to be warned about
     rules = policy.rules if policy else ()
@@ -199,20 +205,24 @@ def _policy_families(view: Snapshot) -> Iterator[Family]:
 
 
 def _exporter_families(view: Snapshot) -> Iterator[Family]:
-    root = view.certificate.root_sha256
+    root = view.certificates.certificate.root_sha256
     yield _family(metrics.CA_INFO, {(root,): 1} if root else {})
-    end = view.certificate.not_after
-    tls = view.tls_certificate.not_after if view.tls_certificate else None
+    end = view.certificates.certificate.not_after
+    tls = (
+        view.certificates.tls_certificate.not_after
+        if view.certificates.tls_certificate
+        else None
+    )
     yield _family(metrics.TLS_EXPIRY, {(): tls.timestamp()} if tls else {})
     yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
-    yield _single(metrics.STATE_WRITABLE, view.state_writable)
+    yield _single(metrics.STATE_WRITABLE, view.log.state_writable)
     yield _family(
         metrics.FILESYSTEM_AVAILABLE,
-        {(disk.folder,): disk.available_bytes for disk in view.disks},
+        {(disk.folder,): disk.available_bytes for disk in view.records.disks},
     )
     yield _family(
         metrics.FILESYSTEM_SIZE,
-        {(disk.folder,): disk.size_bytes for disk in view.disks},
+        {(disk.folder,): disk.size_bytes for disk in view.records.disks},
     )
     active = {condition.condition.code for condition in active_conditions(view)}
     seen_here = [condition for condition in CONDITIONS if condition.find]
@@ -221,8 +231,8 @@ def _exporter_families(view: Snapshot) -> Iterator[Family]:
         for condition in seen_here
     }
     yield _family(metrics.CONDITION, states)
-    yield _single(metrics.MAINTENANCE_UP, view.maintenance.runs)
-    failures = view.maintenance.failures
+    yield _single(metrics.MAINTENANCE_UP, view.services.maintenance.runs)
+    failures = view.services.maintenance.failures
     yield _family(
         metrics.MAINTENANCE_TASK_SUCCESS,
         {(task,): not failure for task, failure in failures.items()},
@@ -230,15 +240,18 @@ def _exporter_families(view: Snapshot) -> Iterator[Family]:
 
 
 def _archive_families(view: Snapshot) -> Iterator[Family]:
-    archive, since = view.archive, view.unarchived_since
+    archive, since = view.records.archive, view.records.unarchived_since
     yield _family(
         metrics.ARCHIVE_LAST_SUCCESS, {(): archive.succeeded or 0} if archive else {}
     )
     yield _family(metrics.ARCHIVE_UNARCHIVED, {(): since} if since is not None else {})
-    yield _single(metrics.ARCHIVE_DELETED, view.deleted_logs.files)
-    waiting, problem = view.questions_waiting, view.quota_store_problem
+    yield _single(metrics.ARCHIVE_DELETED, view.records.deleted_logs.files)
+    waiting, problem = (
+        view.policies.questions_waiting,
+        view.services.quota_store_problem,
+    )
     yield _family(metrics.QUESTIONS_WAITING, {} if waiting is None else {(): waiting})
-    ends = view.quota_store_not_after
+    ends = view.certificates.quota_store_not_after
     yield _family(
         metrics.QUOTA_STORE_CERTIFICATE_EXPIRY, {(): ends.timestamp()} if ends else {}
     )
@@ -248,7 +261,7 @@ def _archive_families(view: Snapshot) -> Iterator[Family]:
 
 
 def _usage_families(view: Snapshot) -> Iterator[Family]:
-    used = view.checkpoint.usage.used
+    used = view.log.checkpoint.usage.used
     yield _family(
         metrics.METERED_REQUESTS, {labels: requests for labels, (requests, *_) in used}
     )
@@ -258,15 +271,15 @@ def _usage_families(view: Snapshot) -> Iterator[Family]:
     yield _family(
         metrics.COST, {labels: cost / MILLIONTHS for labels, (*_, cost) in used}
     )
-    quotas = view.policy.quotas if view.policy else ()
+    quotas = view.policies.policy.quotas if view.policies.policy else ()
     ratios = {(quota.name,): 0.0 for quota in quotas if quota.unit.is_tokens}
-    for use in view.token_uses:
+    for use in view.policies.token_uses:
         ratios[use.quota.name,] = max(use.ratio, ratios.get((use.quota.name,), 0.0))
     yield _family(metrics.QUOTA_USED, ratios)
 
 
 def _pull_families(view: Snapshot) -> Iterator[Family]:
-    pull = view.pull
+    pull = view.services.pull
     yield _family(
         metrics.PULL_INFO, {(pull.version,): 1} if pull and pull.version else {}
     )
@@ -278,7 +291,9 @@ def _pull_families(view: Snapshot) -> Iterator[Family]:
 def _fetching_families(view: Snapshot) -> Iterator[Family]:
     secrets = view.fetched_secrets
     reported = {name: status for name, status in secrets.items() if status}
-    yield _family(metrics.SECRETS_UP, {(): view.fetching.runs} if secrets else {})
+    yield _family(
+        metrics.SECRETS_UP, {(): view.services.fetching.runs} if secrets else {}
+    )
     results = {(name, "success"): secret.fetches for name, secret in reported.items()}
     results |= {(name, "failure"): secret.failed for name, secret in reported.items()}
     yield _family(metrics.SECRET_FETCHES, results)
@@ -295,10 +310,10 @@ def _fetching_families(view: Snapshot) -> Iterator[Family]:
 
 
 def _export_families(view: Snapshot) -> Iterator[Family]:
-    states = {name: status.state for name, status in view.exports.items()}
+    states = {name: status.state for name, status in view.records.exports.items()}
     yield _family(
         metrics.EXPORT_UP,
-        {(name,): status.runs for name, status in view.exports.items()},
+        {(name,): status.runs for name, status in view.records.exports.items()},
     )
     yield _family(
         metrics.EXPORT_RECORDS, {(name,): state.sent for name, state in states.items()}
@@ -319,7 +334,7 @@ def _export_families(view: Snapshot) -> Iterator[Family]:
     )
     waiting = {
         (name,): status.waiting_seconds(view.now)
-        for name, status in view.exports.items()
+        for name, status in view.records.exports.items()
     }
     yield _family(metrics.EXPORT_WAITING, waiting)
 

@@ -162,7 +162,7 @@ def worst(active: Iterable[ActiveCondition]) -> Severity | None:
 
 def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
     """List what is wrong with the policy on disk; nothing if it is in force."""
-    state = view.policy_state
+    state = view.policies.policy_state
     return () if state.ok else state.faults
 
 
@@ -219,7 +219,7 @@ _critical, _warning, _info = (partial(_condition, severity) for severity in Seve
     unhealthy=True,
 )
 def _disk_full(view: Snapshot) -> Iterator[str]:
-    yield from (_free(disk) for disk in view.disks if disk.is_full)
+    yield from (_free(disk) for disk in view.records.disks if disk.is_full)
 
 
 def _free(disk: Disk) -> str:
@@ -236,15 +236,15 @@ def _free(disk: Disk) -> str:
     running=True,
 )
 def _squid_down(view: Snapshot) -> Iterator[str]:
-    if not view.squid.answers:
-        yield f"{view.squid_address} ({view.squid.problem})"
+    if not view.proxy.squid.answers:
+        yield f"{view.place.squid_address} ({view.proxy.squid.problem})"
 
 
 @_warning("squid-crashed", "0m", "Squid has crashed", CRASHED_REMEDY, past=True)
 def _squid_crashed(view: Snapshot) -> Iterator[str]:
     recent = [
         crash
-        for crash in view.crashes
+        for crash in view.proxy.crashes
         if view.now - crash.at < _IS_NEWS.total_seconds()
     ]
     for crash in reversed(recent):
@@ -259,8 +259,8 @@ def _squid_crashed(view: Snapshot) -> Iterator[str]:
     unhealthy=True,
 )
 def _drained(view: Snapshot) -> Iterator[str]:
-    if view.drained_since is not None:
-        yield ago(datetime.fromtimestamp(view.drained_since, UTC), view.at)
+    if view.proxy.drained_since is not None:
+        yield ago(datetime.fromtimestamp(view.proxy.drained_since, UTC), view.at)
 
 
 @_warning(
@@ -271,8 +271,8 @@ def _drained(view: Snapshot) -> Iterator[str]:
     running=True,
 )
 def _squid_counters_unreadable(view: Snapshot) -> Iterator[str]:
-    if view.squid.answers and view.squid.problem:
-        yield view.squid.problem
+    if view.proxy.squid.answers and view.proxy.squid.problem:
+        yield view.proxy.squid.problem
 
 
 @_warning(
@@ -282,8 +282,8 @@ def _squid_counters_unreadable(view: Snapshot) -> Iterator[str]:
     "Update its package, such as by `apt-get install --only-upgrade squid-openssl`, and restart Squid.",
 )
 def _squid_outdated(view: Snapshot) -> Iterator[str]:
-    if view.squid_version and view.squid_version.problem:
-        yield view.squid_version.problem
+    if view.proxy.squid_version and view.proxy.squid_version.problem:
+        yield view.proxy.squid_version.problem
 
 
 @_critical(
@@ -294,7 +294,7 @@ def _squid_outdated(view: Snapshot) -> Iterator[str]:
     unhealthy=True,
 )
 def _no_policy(view: Snapshot) -> Iterator[str]:
-    if view.policy_state.revision is None and not view.decides:
+    if view.policies.policy_state.revision is None and not view.decides:
         yield "everything is denied"
 
 
@@ -307,9 +307,11 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
     running=True,
 )
 def _policy_not_published(view: Snapshot) -> Iterator[str]:
-    if view.publisher_silent_seconds <= _PUBLISHER_PATIENCE_SECONDS:
+    if view.policies.publisher_silent_seconds <= _PUBLISHER_PATIENCE_SECONDS:
         return
-    full = (disk for disk in view.disks if disk.folder == "state" and disk.is_full)
+    full = (
+        disk for disk in view.records.disks if disk.folder == "state" and disk.is_full
+    )
     yield next(map(_free, full), "no publisher runs, or it hangs")
 
 
@@ -320,8 +322,8 @@ def _policy_not_published(view: Snapshot) -> Iterator[str]:
     "Fix it, then run `squidkeeper check`. If it finds nothing as root, run it as Squid's account.",
 )
 def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
-    faults, revision = policy_faults(view), view.policy_state.revision
-    if not faults or view.policy_state.gated:
+    faults, revision = policy_faults(view), view.policies.policy_state.revision
+    if not faults or view.policies.policy_state.gated:
         return
     told = f"{quantity(len(faults), 'fault')}; {faults[0]}"
     if revision:
@@ -337,10 +339,10 @@ def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
     " `squidkeeper reload --force`.",
 )
 def _reload_gated(view: Snapshot) -> Iterator[str]:
-    if view.policy_state.gated:
+    if view.policies.policy_state.gated:
         # how much would be denied; the others say what
         refused = policy_faults(view)[0].message
-        yield f"{refused}; revision {view.policy_state.revision} stays in force"
+        yield f"{refused}; revision {view.policies.policy_state.revision} stays in force"
 
 
 @_info(
@@ -350,8 +352,8 @@ def _reload_gated(view: Snapshot) -> Iterator[str]:
     "Wait: it takes 20 seconds at most. `squidkeeper reload --force` accepts the edit at once.",
 )
 def _reload_held(view: Snapshot) -> Iterator[str]:
-    if view.policy_state.held:
-        yield f"revision {view.policy_state.held}, while {view.policy_state.revision} stays in force"
+    if view.policies.policy_state.held:
+        yield f"revision {view.policies.policy_state.held}, while {view.policies.policy_state.revision} stays in force"
 
 
 @_warning(
@@ -361,10 +363,10 @@ def _reload_held(view: Snapshot) -> Iterator[str]:
     "Once the rules are complete, remove `observe` from `defaults`.",
 )
 def _observing(view: Snapshot) -> Iterator[str]:
-    if view.policy and view.policy.observe_default:
-        observed = dict(view.checkpoint.counts.observed).get(("default", "deny"), 0)
+    if view.policies.policy and view.policies.policy.observe_default:
+        observed = dict(view.log.checkpoint.counts.observed).get(("default", "deny"), 0)
         passed = quantity(observed, "request")
-        yield f"{view.policy.observe_default}; {passed} passed that would have been denied"
+        yield f"{view.policies.policy.observe_default}; {passed} passed that would have been denied"
 
 
 @_info(
@@ -379,13 +381,13 @@ def _policy_warnings(view: Snapshot) -> Iterator[str]:
     """
     yield from (
         str(fault)
-        for fault in view.policy_state.warnings
+        for fault in view.policies.policy_state.warnings
         if fault.code not in SECRET_UNAVAILABLE
     )
-    if view.policy:
+    if view.policies.policy:
         yield from (
             str(fault)
-            for fault in _lint(view.policy, view.at)
+            for fault in _lint(view.policies.policy, view.at)
             if fault.code != FaultCode.OBSERVING_DEFAULT
         )
 
@@ -409,10 +411,13 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
     " the requests that need them are denied.",
 )
 def _not_rendered(view: Snapshot) -> Iterator[str]:
-    if view.policy and view.fragment:
-        place = str(view.fragment_file or "squidkeeper.conf")
+    if view.policies.policy and view.proxy.fragment:
+        place = str(view.place.fragment_file or "squidkeeper.conf")
         yield from map(
-            str, not_in_force(view.policy, read_in_force(view.fragment), place)
+            str,
+            not_in_force(
+                view.policies.policy, read_in_force(view.proxy.fragment), place
+            ),
         )
 
 
@@ -432,10 +437,12 @@ def _policy_unavailable(view: Snapshot) -> Iterator[str]:
 
 
 def _last_unavailable(view: Snapshot) -> datetime | None:
-    at = logged_time(view.checkpoint.counts.last_matched.get("policy-unavailable", ""))
+    at = logged_time(
+        view.log.checkpoint.counts.last_matched.get("policy-unavailable", "")
+    )
     return (
         at
-        if at and view.policy_state.revision and view.at - at < LAST_MINUTES
+        if at and view.policies.policy_state.revision and view.at - at < LAST_MINUTES
         else None
     )
 
@@ -449,9 +456,9 @@ def _last_unavailable(view: Snapshot) -> datetime | None:
 )
 def _no_helper(view: Snapshot) -> Iterator[str]:
     # since it started: until then, it needs no helper
-    was_asked = view.squid.values.get(COUNTER, 1)
+    was_asked = view.proxy.squid.values.get(COUNTER, 1)
     if (
-        view.squid.answers
+        view.proxy.squid.answers
         and was_asked
         and not view.decides
         and (at := _last_unavailable(view))
@@ -487,7 +494,7 @@ def _named(helper: HelperStatus) -> str:
     " helpers.",
 )
 def _helper_outdated(view: Snapshot) -> Iterator[str]:
-    state = view.policy_state
+    state = view.policies.policy_state
     if view.now - (state.loaded or 0) <= HELPER_PATIENCE_SECONDS:
         return
     for helper in view.helpers:
@@ -512,8 +519,8 @@ def _helper_outdated(view: Snapshot) -> Iterator[str]:
     " write. Run `./install.sh`, which gives the folders there to Squid's account.",
 )
 def _helper_uncounted(view: Snapshot) -> Iterator[str]:
-    if view.uncounted_helpers:
-        yield f"process {', '.join(map(str, view.uncounted_helpers))}"
+    if view.processes.uncounted_helpers:
+        yield f"process {', '.join(map(str, view.processes.uncounted_helpers))}"
 
 
 _warning("helper-restarts", "0m", "A helper restarts again and again")(None)
@@ -553,7 +560,7 @@ def _throttle_not_running(view: Snapshot) -> Iterator[str]:
     until = datetime.fromtimestamp(view.now - _START_SECONDS, UTC)
     denials = (
         denial
-        for denial in view.checkpoint.denials
+        for denial in view.log.checkpoint.denials
         if denial.rule not in _DENIED_BY_SQUID
     )
     times = (denial.time for denial in denials if denial.facts.get("error") != NONE)
@@ -575,7 +582,7 @@ _warning("transparent-refusing", "0m", "The transparent ports refuse many connec
     running=True,
 )
 def _bodies_down(view: Snapshot) -> Iterator[str]:
-    asked = Part.BODIES in read_in_force(view.fragment)
+    asked = Part.BODIES in read_in_force(view.proxy.fragment)
     if asked and not any(helper.helper == BODIES for helper in view.helpers):
         yield "squidkeeper-bodies-1 and squidkeeper-bodies-2 do not run"
 
@@ -588,7 +595,9 @@ def _bodies_down(view: Snapshot) -> Iterator[str]:
 )
 def _secret_unavailable(view: Snapshot) -> Iterator[str]:
     yield from (row.problem for row in secret_rows(view) if row.problem)
-    yield from map(str, missing_extras(view.policy) if view.policy else ())
+    yield from map(
+        str, missing_extras(view.policies.policy) if view.policies.policy else ()
+    )
 
 
 @_critical(
@@ -600,8 +609,8 @@ def _secret_unavailable(view: Snapshot) -> Iterator[str]:
     " function loaded? An edit of quota-store.yaml or its password is in force within a second.",
 )
 def _quota_store_unavailable(view: Snapshot) -> Iterator[str]:
-    if view.quota_store_problem:
-        yield printable(view.quota_store_problem)
+    if view.services.quota_store_problem:
+        yield printable(view.services.quota_store_problem)
 
 
 @_warning(
@@ -611,7 +620,7 @@ def _quota_store_unavailable(view: Snapshot) -> Iterator[str]:
     "Make another with the store's own CA, as squid/FLEET.md says, and restart Valkey.",
 )
 def _quota_store_certificate_expiring(view: Snapshot) -> Iterator[str]:
-    yield from _ends(view, view.quota_store_not_after, _CA_WARNING)
+    yield from _ends(view, view.certificates.quota_store_not_after, _CA_WARNING)
 
 
 def _ends(view: Snapshot, end: datetime | None, within: timedelta) -> Iterator[str]:
@@ -632,7 +641,9 @@ def _ends(view: Snapshot, end: datetime | None, within: timedelta) -> Iterator[s
     only_exporter=True,
 )
 def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
-    for use in sorted(view.token_uses, key=lambda use: use.ratio, reverse=True):
+    for use in sorted(
+        view.policies.token_uses, key=lambda use: use.ratio, reverse=True
+    ):
         if use.ratio >= NEARLY:
             yield f"{printable(use.text)}; it begins again in {duration(use.ends_in)}"
 
@@ -645,17 +656,17 @@ def _quota_nearly_used(view: Snapshot) -> Iterator[str]:
     only_exporter=True,
 )
 def _model_without_price(view: Snapshot) -> Iterator[str]:
-    if view.policy and view.policy.prices.entries:
+    if view.policies.policy and view.policies.policy.prices.entries:
         since = format_time(view.at - _IS_NEWS)
         models = (
             model
-            for model, last in view.checkpoint.usage.models.items()
+            for model, last in view.log.checkpoint.usage.models.items()
             if last >= since
         )
         yield from (
             printable(model)
             for model in models
-            if view.policy.prices.find(model) is None
+            if view.policies.policy.prices.find(model) is None
         )
 
 
@@ -668,7 +679,7 @@ def _model_without_price(view: Snapshot) -> Iterator[str]:
     running=True,
 )
 def _secrets_not_fetched(view: Snapshot) -> Iterator[str]:
-    if view.fetched_secrets and not view.fetching.runs:
+    if view.fetched_secrets and not view.services.fetching.runs:
         yield ", ".join(view.fetched_secrets)
 
 
@@ -679,8 +690,8 @@ def _secrets_not_fetched(view: Snapshot) -> Iterator[str]:
     f"The last value stays in use until it expires. Check its source. {_SECRETS_LOG}.",
 )
 def _secret_fetch_failing(view: Snapshot) -> Iterator[str]:
-    if view.fetching.runs and view.fetching.problem:
-        yield view.fetching.problem
+    if view.services.fetching.runs and view.services.fetching.problem:
+        yield view.services.fetching.problem
     yield from (f"{name}: {status.failure}" for name, status in _failing(view))
 
 
@@ -718,7 +729,7 @@ def _secret_expiring(view: Snapshot) -> Iterator[str]:
 def _drift(view: Snapshot) -> Iterator[str]:
     times = [
         finding.time
-        for finding in view.checkpoint.drift
+        for finding in view.log.checkpoint.drift
         if view.at - finding.time < _IS_NEWS
     ]
     if times:
@@ -749,23 +760,23 @@ _warning("denial-surge", "0m", "A client is denied far more often than usual")(N
 )
 def _requests_failing(view: Snapshot) -> Iterator[str]:
     since = format_time(view.at - LAST_MINUTES)
-    failed = [answer.failed for answer in view.answers if answer.time >= since]
+    failed = [answer.failed for answer in view.log.answers if answer.time >= since]
     if len(failed) >= _FEW_ANSWERS and 2 * sum(failed) > len(failed):
         yield f"{sum(failed)} of the last {len(failed)} that were allowed"
 
 
 @_warning("ca-unreadable", None, "The CA cannot be read", "Check the file.")
 def _ca_unreadable(view: Snapshot) -> Iterator[str]:
-    if view.certificate.not_after is None:
-        yield f"{view.certificate.file} ({view.certificate.problem})"
+    if view.certificates.certificate.not_after is None:
+        yield f"{view.certificates.certificate.file} ({view.certificates.certificate.problem})"
 
 
 def _ca_expires(
     view: Snapshot, more_than: timedelta, within: timedelta
 ) -> Iterator[str]:
-    end = view.certificate.not_after
+    end = view.certificates.certificate.not_after
     if end and more_than < end - view.at <= within:
-        yield f"{duration((end - view.at).total_seconds())} left for {view.certificate.subject}"
+        yield f"{duration((end - view.at).total_seconds())} left for {view.certificates.certificate.subject}"
 
 
 _warning("ca-expiring", "0m", "The CA, or its intermediate, expires soon", _CA_REMEDY)(
@@ -789,9 +800,9 @@ _critical(
     unhealthy=True,
 )
 def _ca_expired(view: Snapshot) -> Iterator[str]:
-    end = view.certificate.not_after
+    end = view.certificates.certificate.not_after
     if end and end <= view.at:
-        yield f"{view.certificate.subject}, {timestamp(end)}"
+        yield f"{view.certificates.certificate.subject}, {timestamp(end)}"
 
 
 _warning("ca-differs", "5m", "Gateways of one job have different CAs")(None)
@@ -806,7 +817,9 @@ _warning("ca-differs", "5m", "Gateways of one job have different CAs")(None)
 def _tls_certificate_expiring(view: Snapshot) -> Iterator[str]:
     yield from _ends(
         view,
-        view.tls_certificate.not_after if view.tls_certificate else None,
+        view.certificates.tls_certificate.not_after
+        if view.certificates.tls_certificate
+        else None,
         _CA_CRITICAL,
     )
 
@@ -822,8 +835,8 @@ _critical("exporter-down", "2m", "The exporter cannot be scraped")(None)
     running=True,
 )
 def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
-    if not view.log_readable:
-        yield str(view.access_log)
+    if not view.log.log_readable:
+        yield str(view.place.access_log)
 
 
 @_warning(
@@ -834,8 +847,8 @@ def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
     only_exporter=True,
 )
 def _access_log_behind(view: Snapshot) -> Iterator[str]:
-    if view.log_readable and view.backlog_bytes > _BACKLOG_BYTES:
-        yield f"{byte_size(view.backlog_bytes)} are not counted yet"
+    if view.log.log_readable and view.log.backlog_bytes > _BACKLOG_BYTES:
+        yield f"{byte_size(view.log.backlog_bytes)} are not counted yet"
 
 
 _critical(
@@ -863,7 +876,7 @@ _warning(
     running=True,
 )
 def _export_behind(view: Snapshot) -> Iterator[str]:
-    for name, status in view.exports.items():
+    for name, status in view.records.exports.items():
         waiting = status.waiting_seconds(view.now)
         if not status.runs:
             yield f"{name}: its process does not run, or is stuck"
@@ -886,13 +899,15 @@ _warning("export-gap", "0m", "Records were not exported")(None)
     only_exporter=True,
 )
 def _state_not_writable(view: Snapshot) -> Iterator[str]:
-    if not view.state_writable:
+    if not view.log.state_writable:
         yield ""
 
 
 @_warning("disk-space-low", "5m", "Disk space is low", _MAKE_ROOM)
 def _disk_space_low(view: Snapshot) -> Iterator[str]:
-    yield from (_free(disk) for disk in view.disks if disk.is_low and not disk.is_full)
+    yield from (
+        _free(disk) for disk in view.records.disks if disk.is_low and not disk.is_full
+    )
 
 
 @_warning(
@@ -902,7 +917,7 @@ def _disk_space_low(view: Snapshot) -> Iterator[str]:
     f"What is in place stays. Check the source and pull.yaml; `squidkeeper pull --once` tries again. {_PULL_LOG}.",
 )
 def _pull_failing(view: Snapshot) -> Iterator[str]:
-    pull = view.pull
+    pull = view.services.pull
     if pull is None or view.now - (pull.succeeded or 0) <= patience_seconds(pull):
         return
     last = (
@@ -921,13 +936,13 @@ def _pull_failing(view: Snapshot) -> Iterator[str]:
     f" nobody of yours has made the version, find out who has: what is in place stays meanwhile. {_PULL_LOG}.",
 )
 def _pull_refused(view: Snapshot) -> Iterator[str]:
-    if view.pull and view.pull.refused:
+    if view.services.pull and view.services.pull.refused:
         in_place = (
-            f"{view.pull.version} stays in place"
-            if view.pull.version
+            f"{view.services.pull.version} stays in place"
+            if view.services.pull.version
             else "nothing is in place"
         )
-        yield f"{view.pull.refused}, {in_place}: {view.pull.reason}"
+        yield f"{view.services.pull.refused}, {in_place}: {view.services.pull.reason}"
 
 
 @_critical(
@@ -938,8 +953,8 @@ def _pull_refused(view: Snapshot) -> Iterator[str]:
     " the source can be read and its tip is not refused: fix that. Edit the policy in the source.",
 )
 def _pull_altered(view: Snapshot) -> Iterator[str]:
-    if view.pull and view.pull.altered:
-        yield f"{view.pull.version}, from {view.pull.source}"
+    if view.services.pull and view.services.pull.altered:
+        yield f"{view.services.pull.version}, from {view.services.pull.source}"
 
 
 _warning(
@@ -957,7 +972,7 @@ _warning(
     f" squidkeeper-archive` tries again. {_ARCHIVE_LOG}.",
 )
 def _archive_failing(view: Snapshot) -> Iterator[str]:
-    archive = view.archive
+    archive = view.records.archive
     if (
         archive is None
         or view.now - (archive.succeeded or 0) <= _ARCHIVE_FAILING_SECONDS
@@ -979,9 +994,9 @@ def _archive_failing(view: Snapshot) -> Iterator[str]:
     f" cannot take it. {_ARCHIVE_LOG}.",
 )
 def _archive_behind(view: Snapshot) -> Iterator[str]:
-    since = view.unarchived_since
+    since = view.records.unarchived_since
     if since is not None and view.now - since > _ARCHIVE_BEHIND_SECONDS:
-        refused = view.archive.refused if view.archive else ()
+        refused = view.records.archive.refused if view.records.archive else ()
         yield "; ".join(
             [
                 f"a rotated log ended {ago(datetime.fromtimestamp(since, UTC), view.at)}",
@@ -999,7 +1014,7 @@ def _archive_behind(view: Snapshot) -> Iterator[str]:
     past=True,
 )
 def _deleted_unarchived(view: Snapshot) -> Iterator[str]:
-    gone = view.deleted_logs
+    gone = view.records.deleted_logs
     at = datetime.fromtimestamp(gone.at, UTC)
     if gone.files and view.at - at < _IS_NEWS:
         what = f"{quantity(gone.files, 'file')} of {byte_size(gone.bytes)} so far"
@@ -1016,13 +1031,13 @@ def _deleted_unarchived(view: Snapshot) -> Iterator[str]:
     running=True,
 )
 def _maintenance_not_running(view: Snapshot) -> Iterator[str]:
-    if not view.maintenance.runs:
+    if not view.services.maintenance.runs:
         yield ""
 
 
 def _task_failing(view: Snapshot, task: str) -> Iterator[str]:
-    failure = view.maintenance.failures.get(task)
-    if view.maintenance.runs and failure:
+    failure = view.services.maintenance.failures.get(task)
+    if view.services.maintenance.runs and failure:
         yield failure
 
 

@@ -22,45 +22,45 @@ from typing import Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from squidkeeper.base.errors import ListenFailed
-from squidkeeper.base.places import BODIES_FOLDER
-from squidkeeper.base.rotated_logs import oldest_write, rotated
-from squidkeeper.base.squid_counters import SquidCounters, read_counters
-from squidkeeper.base.squid_version import squid_version
+from squidkeeper.base.squid_counters import read_counters
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.policy.published.state_file import silent_seconds
-from squidkeeper.record.archive_status import read_archive_status, read_deleted_logs
-from squidkeeper.record.export_status import read_exports
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
 from squidkeeper.record.usage.ledger import ledger_file
-from squidkeeper.services.exporter.certificate import StoreCertificate, read_certificate
+from squidkeeper.services.exporter.certificate import StoreCertificate
 from squidkeeper.services.exporter.checkpoint import CheckpointStore
 from squidkeeper.services.exporter.collector import GatewayCollector
 from squidkeeper.services.exporter.conditions import ActiveCondition, active_conditions
 from squidkeeper.services.exporter.log_counter import LogCounter
 from squidkeeper.services.exporter.server import Application, serve
-from squidkeeper.services.exporter.snapshot import Snapshot, decides, read_disks
+from squidkeeper.services.exporter.snapshot import (
+    GatewayPlace,
+    LogView,
+    PolicyView,
+    Snapshot,
+    decides,
+)
+from squidkeeper.services.exporter.sources import (
+    CertificateSource,
+    HelperSource,
+    RecordSource,
+    ServiceSource,
+    SquidSource,
+    read_counter_files,
+)
 from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.stopped_watchdog import (
     StoppedWatchdog,
-    uncounted_helpers,
 )
 from squidkeeper.services.exporter.usage_counts import UsageCounter
 from squidkeeper.services.exporter.used_bytes import UsedBytes
-from squidkeeper.services.maintenance.process import read_maintenance_status
-from squidkeeper.services.pulling.settings import read_pull_status
-from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_files
-from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
-from squidkeeper.serving.drained import drained_since
 from squidkeeper.serving.helpers.publisher_child import follow_policy
-from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.opening import GatewayCounts
-from squidkeeper.serving.quotas.store_settings import quota_store_file
 from squidkeeper.serving.quotas.token_uses import token_uses
-from squidkeeper.serving.squid_crashes import read_crashes
 from squidkeeper.serving.tickets.judgement import settle
 from squidkeeper.serving.tickets.store import TicketStore
 
@@ -160,11 +160,41 @@ class Exporter:
     def __init__(self, options: ExporterOptions) -> None:
         self._options = options
         self._questions = WaitingQuestions(options.state)
+        self._place = GatewayPlace(
+            directory=options.directory,
+            access_log=options.access_log,
+            state=options.state,
+            squid_address=f"{options.squid[0]}:{options.squid[1]}",
+            workers=options.workers,
+            fetched=options.run / FETCHED,
+            fragment_file=options.fragment,
+        )
         self._store = CheckpointStore(options.state / "exporter")
         self._store_certificate = StoreCertificate(options.directory)
         self._counts = GatewayCounts(options.directory, options.state)
         self._watcher: PolicyReader[CompiledPolicy] = follow_policy(
             options.directory, options.state, lambda compiled: compiled
+        )
+        self._helpers = HelperSource(
+            options.state,
+            os.geteuid(),
+            lambda files: self._log_counter.add_up(files),
+        )
+        self._squid = SquidSource(
+            options.squid,
+            options.proxy_header,
+            options.fragment,
+            options.run,
+            options.state,
+        )
+        self._certificates = CertificateSource(
+            options.ca,
+            options.tls_certificate,
+            lambda: self._store_certificate.not_after,
+        )
+        self._records = RecordSource(options.access_log, options.state, options.archive)
+        self._services = ServiceSource(
+            options.directory, options.state, options.run / FETCHED, options.pulled
         )
 
     def run(self) -> None:
@@ -216,7 +246,9 @@ class Exporter:
         )
 
         health = Health(
-            lambda: self._squid().answers,
+            lambda: (
+                read_counters(*options.squid, proxy_header=options.proxy_header).answers
+            ),
             self._has_policy,
             options.run,
         )
@@ -240,11 +272,8 @@ class Exporter:
         ).start()
 
     def _has_policy(self) -> bool:
-        return self._watcher.current is not None or decides(self._read_counter_files())
-
-    def _squid(self) -> SquidCounters:
-        return read_counters(
-            *self._options.squid, proxy_header=self._options.proxy_header
+        return self._watcher.current is not None or decides(
+            read_counter_files(self._options.state)
         )
 
     def _application(self, host: str) -> Application:
@@ -264,70 +293,45 @@ class Exporter:
 
         A count is saved before it is served, or a restart could lower it.
         """
-        options, log = self._options, self._log_counter
-        counter_files = self._read_counter_files()
-        totals = log.add_up(counter_files)
-        host, port = options.squid
-        compiled = self._watcher.current
         now = time.time()
-        archive = read_archive_status(options.archive) if options.archive else None
+        # first: what a helper counts later is counted next time
+        helpers = self._helpers.read(now)
         return Snapshot(
             now=now,
-            directory=options.directory,
-            access_log=options.access_log,
-            state=options.state,
-            squid_address=f"{host}:{port}",
-            workers=options.workers,
+            place=self._place,
+            log=self._read_log(save=save),
+            policies=self._read_policies(now),
+            processes=helpers,
+            proxy=self._squid.read(now),
+            certificates=self._certificates.read(now),
+            records=self._records.read(now),
+            services=self._services.read(now),
+        )
+
+    def _read_log(self, *, save: bool) -> LogView:
+        log = self._log_counter
+        return LogView(
             checkpoint=log.save() if save else log.checkpoint(),
             log_readable=log.readable,
             backlog_bytes=log.backlog_bytes,
             state_writable=self._store.writable,
-            policy=compiled.source if compiled else None,
-            policy_state=self._watcher.state,
-            publisher_silent_seconds=silent_seconds(self._watcher.folder, now),
-            counter_files=counter_files,
-            totals=totals,
-            certificate=read_certificate(options.ca),
-            squid=self._squid(),
             answers=log.answers,
-            disks=tuple(read_disks(self._folders())),
-            tls_certificate=read_certificate(options.tls_certificate)
-            if options.tls_certificate
-            else None,
-            maintenance=read_maintenance_status(options.state, now),
-            exports=read_exports(options.state, now),
-            fetched=options.run / FETCHED,
-            fetching=read_fetch_status(options.run / FETCHED, now),
-            squid_version=squid_version(),
-            fragment=_text_of(options.fragment),
-            fragment_file=options.fragment,
-            archive=archive,
-            unarchived_since=oldest_write(
-                archive.unarchived(rotated(options.access_log))
-            )
-            if archive
-            else None,
-            deleted_logs=read_deleted_logs(options.state),
-            pull=read_pull_status(options.pulled) if options.pulled else None,
-            drained_since=drained_since(options.run),
-            quota_store_problem=self._quota_store_problem(now),
-            quota_store_not_after=self._store_certificate.not_after,
-            uncounted_helpers=uncounted_helpers(
-                options.state, os.geteuid(), counter_files, now
-            ),
-            crashes=read_crashes(options.state),
-            questions_waiting=self._questions.count(self._watcher.current, now),
-            token_uses=tuple(
-                token_uses(compiled.source.quotas, options.state, self._counts)
-            )
-            if compiled
-            else (),
         )
 
-    def _folders(self) -> dict[str, Path]:
-        options = self._options
-        folders = {"log": options.access_log.parent, "state": options.state}
-        return folders | ({"archive": options.archive} if options.archive else {})
+    def _read_policies(self, now: float) -> PolicyView:
+        compiled, state = self._watcher.current, self._watcher.state
+        uses = (
+            token_uses(compiled.source.quotas, self._options.state, self._counts)
+            if compiled
+            else ()
+        )
+        return PolicyView(
+            policy=compiled.source if compiled else None,
+            policy_state=state,
+            publisher_silent_seconds=silent_seconds(self._watcher.folder, now),
+            questions_waiting=self._questions.count(compiled, now),
+            token_uses=tuple(uses),
+        )
 
     def health(self) -> tuple[ActiveCondition, ...]:
         """List the conditions that make the gateway unhealthy."""
@@ -342,21 +346,6 @@ class Exporter:
     def _current(self) -> CompiledPolicy | None:
         return self._watcher.current
 
-    def _quota_store_problem(self, now: float) -> str | None:
-        if not quota_store_file(self._options.directory).exists():
-            return None
-        state = self._options.state
-        return read_store_problem(state, now) or read_store_problem(
-            state / BODIES_FOLDER, now
-        )
-
-    def _read_counter_files(self) -> tuple[CounterFile, ...]:
-        try:
-            return tuple(read_all_counter_files(self._options.state))
-        except OSError as error:
-            _log.warning("the counter files of the helpers cannot be read: %s", error)
-            return ()
-
 
 def program_called(started: str, on_path: str | None) -> str:
     """Tell how an operator calls this program: by its name if PATH finds it, else by
@@ -368,13 +357,6 @@ def program_called(started: str, on_path: str | None) -> str:
     ):
         return "squidkeeper"
     return started
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
 
 
 def _bound(listen: tuple[str, int]) -> socket.socket:

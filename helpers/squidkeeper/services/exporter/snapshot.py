@@ -95,64 +95,108 @@ def decides(files: Iterable[CounterFile]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The gateway at one moment.
+class GatewayPlace:
+    """Where the gateway is: the paths and the address are the exporter's options."""
 
-    `now` is in seconds since 1970; the paths and the address are the exporter's
-    options.
-
-    `policy` and `policy_state` are those of the exporter, which reads the same
-    directory as the helpers.
-    """
-
-    now: float
     directory: Path
     access_log: Path
     state: Path
     squid_address: str
+    workers: int = 1  # processes of Squid that serve
+    fetched: Path | None = None  # the folder of the secrets that are fetched
+    fragment_file: Path | None = None  # squidkeeper.conf
+
+
+@dataclass(frozen=True, slots=True)
+class LogView:
+    """What was counted in the access log, and whether it is read."""
+
     checkpoint: Checkpoint
     log_readable: bool
-    backlog_bytes: int
-    state_writable: bool
+    backlog_bytes: int = 0
+    state_writable: bool = True
+    answers: tuple[RecentAnswer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyView:
+    """The policy of the exporter, which reads the same directory as the helpers."""
+
     policy: Policy | None
     policy_state: PolicyState
-    counter_files: tuple[CounterFile, ...]
-    totals: Mapping[Key, float]
-    certificate: Certificate
+    publisher_silent_seconds: float = 0.0  # since it has written its state
+    # None: no client has ever asked, or that cannot be read
+    questions_waiting: int | None = None
+    token_uses: tuple[TokenUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HelperView:
+    """The processes of the helpers, and what they have counted together."""
+
+    counter_files: tuple[CounterFile, ...] = ()
+    totals: Mapping[Key, float] = MappingProxyType({})
+    uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
+
+
+@dataclass(frozen=True, slots=True)
+class SquidView:
+    """Squid: what it counts, its release and its configuration."""
+
     squid: SquidCounters
-    workers: int = 1  # processes of Squid that serve
-    answers: tuple[RecentAnswer, ...] = ()
-    disks: tuple[Disk, ...] = ()
-    maintenance: MaintenanceStatus = NOT_RUNNING
-    fetched: Path | None = None  # the folder of the secrets that are fetched
-    fetching: FetchStatus = NOTHING_FETCHED
-    exports: Mapping[str, ExportStatus] = MappingProxyType({})  # by name
-    tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
     squid_version: SquidVersion | None = None
     fragment: str = ""  # squidkeeper.conf, which names the parts in force
-    fragment_file: Path | None = None  # where it is
-    archive: ArchiveStatus | None = None  # None: there is no archive
-    unarchived_since: float | None = (
-        None  # when the oldest rotated log that is not archived was last written to
-    )
-    deleted_logs: DeletedLogs = NOTHING_DELETED
-    pull: PullStatus | None = (
-        None  # None: the policy is not pulled, or has not been yet
-    )
     drained_since: float | None = None  # None: clients may come
-    quota_store_problem: str | None = (
-        None  # None: no store is shared with other gateways
-    )
-    quota_store_not_after: datetime | None = (
-        None  # when its certificate expires; None: unknown, or there is none
-    )
-    uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
     crashes: tuple[SquidCrash, ...] = ()
-    questions_waiting: int | None = (
-        None  # None: no client has ever asked, or that cannot be read
-    )
-    token_uses: tuple[TokenUse, ...] = ()
-    publisher_silent_seconds: float = 0.0  # since it has written its state
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateView:
+    """The certificates: of the CA, of the TLS port, of the store of quotas."""
+
+    certificate: Certificate
+    tls_certificate: Certificate | None = None  # None: there is no TLS port
+    # when it expires; None: unknown, or there is none
+    quota_store_not_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordView:
+    """The record: archive, exports, and the room for them."""
+
+    archive: ArchiveStatus | None = None  # None: there is no archive
+    # when the oldest rotated log that is not archived was last written to
+    unarchived_since: float | None = None
+    deleted_logs: DeletedLogs = NOTHING_DELETED
+    exports: Mapping[str, ExportStatus] = MappingProxyType({})  # by name
+    disks: tuple[Disk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """What the other services report."""
+
+    maintenance: MaintenanceStatus = NOT_RUNNING
+    fetching: FetchStatus = NOTHING_FETCHED
+    # None: the policy is not pulled, or has not been yet
+    pull: PullStatus | None = None
+    # None: no store is shared with other gateways
+    quota_store_problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The gateway at one moment; `now` is in seconds since 1970."""
+
+    now: float
+    place: GatewayPlace
+    log: LogView
+    policies: PolicyView
+    processes: HelperView
+    proxy: SquidView
+    certificates: CertificateView
+    records: RecordView
+    services: ServiceView
 
     @property
     def at(self) -> datetime:
@@ -163,7 +207,9 @@ class Snapshot:
     def helpers(self) -> tuple[HelperStatus, ...]:
         """The status of each helper process that runs."""
         return tuple(
-            file.status for file in self.counter_files if file.running and file.status
+            file.status
+            for file in self.processes.counter_files
+            if file.running and file.status
         )
 
     @property
@@ -171,22 +217,22 @@ class Snapshot:
         """The secrets of the policy that are fetched, with what the process that
         fetches them reports.
         """
-        secrets = self.policy.secrets if self.policy else {}
+        secrets = self.policies.policy.secrets if self.policies.policy else {}
         return {
-            name: self.fetching.secrets.get(name)
+            name: self.services.fetching.secrets.get(name)
             for name, _ in fetched_secrets(secrets)
         }
 
     @property
     def decides(self) -> bool:
         """Whether a helper with a policy decides about hosts."""
-        return decides(self.counter_files)
+        return decides(self.processes.counter_files)
 
     def is_outdated(self, helper: HelperStatus) -> bool:
         """Whether a helper decides by another revision than the exporter has."""
         return (
             helper.helper in LOADS_POLICY
-            and helper.revision != self.policy_state.revision
+            and helper.revision != self.policies.policy_state.revision
         )
 
     def is_stuck(self, helper: HelperStatus) -> bool:

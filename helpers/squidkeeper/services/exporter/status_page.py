@@ -56,7 +56,7 @@ def page(view: Snapshot, program: str) -> str:
     shown, faults, counts = (
         _rules_shown(rules),
         policy_faults(view),
-        view.checkpoint.counts,
+        view.log.checkpoint.counts,
     )
     usage, layout = usage_rows(view), _layout(view)
     write = partial(with_commands, layout=layout, program=program)
@@ -76,19 +76,27 @@ def page(view: Snapshot, program: str) -> str:
             ],
             "severity": worst(active) or "",
             "headline": _headline(active),
-            "loaded": _moment(view.policy_state.loaded),
-            "pull_placed": _moment(view.pull.placed) if view.pull else None,
-            "pull_read": _moment(view.pull.succeeded) if view.pull else None,
-            "parts": named_parts(read_in_force(view.fragment)),
-            "default_action": view.policy.default if view.policy else Action.DENY,
-            "default_observes": bool(view.policy and view.policy.observe_default),
+            "loaded": _moment(view.policies.policy_state.loaded),
+            "pull_placed": _moment(view.services.pull.placed)
+            if view.services.pull
+            else None,
+            "pull_read": _moment(view.services.pull.succeeded)
+            if view.services.pull
+            else None,
+            "parts": named_parts(read_in_force(view.proxy.fragment)),
+            "default_action": view.policies.policy.default
+            if view.policies.policy
+            else Action.DENY,
+            "default_observes": bool(
+                view.policies.policy and view.policies.policy.observe_default
+            ),
             "commands": {
                 name: command(name, layout, program)
                 for name in ("check", "log", "quota")
             },
             "counts": counts,
             "last_line": logged_time(counts.last_line),
-            "counted_since": logged_time(view.checkpoint.since),
+            "counted_since": logged_time(view.log.checkpoint.since),
             "drift_total": sum(number for _, number in counts.drift),
             "denials": [
                 (
@@ -96,7 +104,7 @@ def page(view: Snapshot, program: str) -> str:
                     _why(denial, view, write),
                     explain_command(denial, layout, program),
                 )
-                for denial in view.checkpoint.denials
+                for denial in view.log.checkpoint.denials
             ],
             "not_explained": {
                 rule: write(text) for rule, text in _NOT_EXPLAINED.items()
@@ -109,10 +117,10 @@ def page(view: Snapshot, program: str) -> str:
             "secrets": tuple(secret_rows(view)),
             "usage": usage,
             "spent": UsageRow.total(usage),
-            "budgets": sorted(view.token_uses, key=lambda use: -use.ratio)[
+            "budgets": sorted(view.policies.token_uses, key=lambda use: -use.ratio)[
                 :_USES_SHOWN
             ],
-            "budgets_total": len(view.token_uses),
+            "budgets_total": len(view.policies.token_uses),
             "nearly": NEARLY,
             "shown_cost": shown_cost,
             "used_bar": used_bar,
@@ -159,9 +167,12 @@ def _headline(active: tuple[ActiveCondition, ...]) -> str:
 
 
 def _layout(view: Snapshot) -> Layout:
-    others = {"fragment": view.fragment_file} if view.fragment_file else {}
+    others = {"fragment": view.place.fragment_file} if view.place.fragment_file else {}
     return Layout.around(
-        view.directory, view.state, access_log=view.access_log, **others
+        view.place.directory,
+        view.place.state,
+        access_log=view.place.access_log,
+        **others,
     )
 
 
@@ -176,7 +187,7 @@ def _why(
     cause = BY_CODE.get(denial.cause)
     if cause is None:
         return "", ""
-    rules = view.policy.rules_and_grants if view.policy else ()
+    rules = view.policies.policy.rules_and_grants if view.policies.policy else ()
     rule = next((rule for rule in rules if rule.name == denial.rule), None)
     facts = {**denial.facts, **(location_facts(rule) if rule else {})}
     return cause.say(facts), write(cause.advise(facts))

@@ -122,7 +122,7 @@ def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
     """List the rules and grants of the policy, then the built-in rules that decided a
     request.
     """
-    policy, counts = view.policy, view.checkpoint.counts
+    policy, counts = view.policies.policy, view.log.checkpoint.counts
     hits: Multiset[tuple[str, str]] = Multiset()
     for (_, name, verdict, _, _), number in counts.requests:
         hits[name, verdict] += number
@@ -179,7 +179,7 @@ def usage_rows(view: Snapshot) -> list[UsageRow]:
         tokens_in,
         tokens_out,
         cost,
-    ) in view.checkpoint.usage.used:
+    ) in view.log.checkpoint.usage.used:
         name = model if state == UsageState.METERED else RESERVES
         row = rows.get(name, UsageRow(name))
         used = (row.tokens_in + tokens_in, row.tokens_out + tokens_out, row.cost + cost)
@@ -194,14 +194,14 @@ def transparent_rows(view: Snapshot) -> dict[str, int]:
     name, label = TRANSPARENT_CONNECTIONS.name, TRANSPARENT_CONNECTIONS.labels[0]
     return {
         key_labels(key)[label]: round(number)
-        for key, number in view.totals.items()
+        for key, number in view.processes.totals.items()
         if key[0] == name
     }
 
 
 def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
     """List the helper processes that run."""
-    for file in view.counter_files:
+    for file in view.processes.counter_files:
         status = file.status
         if file.running and status:
             yield HelperRow(
@@ -221,11 +221,11 @@ def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
 
 def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
     """List the secrets of the policy, and read those that are files or were fetched."""
-    policy = view.policy
+    policy = view.policies.policy
     if policy is None:
         return
     store, fetched = (
-        SecretStore(policy.secrets, os.environ, view.fetched),
+        SecretStore(policy.secrets, os.environ, view.place.fetched),
         view.fetched_secrets,
     )
     for name, secret in policy.secrets.items():
