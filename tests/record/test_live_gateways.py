@@ -199,6 +199,7 @@ def test_what_is_asked_for_is_one_word_on_the_gateway(run: Run, tmp_path: Path) 
             "no gateway has answered: gone (127.77.0.3): ",
         ),
         (["query", "SELECT 1", "access.log"], "it excludes FILEs"),
+        (["report", "--archive", "/srv/archive"], "it excludes --archive"),
     ],
 )
 def test_what_cannot_be_asked_is_said(run: Run, words: list[str], told: str) -> None:

@@ -142,7 +142,7 @@ class WantedRequests:
 )
 @helper_options.policy_option
 @helper_options.state_option()
-@options.archive_option("An archive to read, or a fleet to ask over ssh.", store=True)
+@options.archive_read_option
 def log(
     files: tuple[Path, ...],
     newest: int | None,

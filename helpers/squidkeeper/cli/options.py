@@ -177,48 +177,81 @@ class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Any:
         """Parse the value."""
-        from squidkeeper.base.errors import FleetFailed, StoreFailed
+        from squidkeeper.base.errors import StoreFailed
         from squidkeeper.record.chain.store_settings import (
             is_store,
             read_store_settings,
         )
 
+        if not isinstance(value, str):
+            return value
         try:
-            if not isinstance(value, str) or not is_store(value):
-                return value if not isinstance(value, str) else Path(value)
-            return _fleet(Path(value)) or read_store_settings(value)
-        except (StoreFailed, FleetFailed) as error:
+            return read_store_settings(value) if is_store(value) else Path(value)
+        except StoreFailed as error:
             self.fail(str(error), param, ctx)
 
 
-def _fleet(file: Path) -> LiveGateways | None:
-    from squidkeeper.operate.fleet.fleet_file import read_fleet
-    from squidkeeper.record.table.sources import LiveGateways
+class FleetType(click.ParamType):  # type: ignore[type-arg] # as above
+    """The gateways of a fleet.yaml, to be asked."""
 
-    if not file.is_file() or not re.search(
-        "^gateways:", file.read_text(errors="replace"), re.MULTILINE
-    ):
-        return None
-    return LiveGateways(
-        {gateway.name: gateway.address for gateway in read_fleet(file).gateways}
-    )
+    name = "fleet"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """Parse the value."""
+        from squidkeeper.base.errors import FleetFailed
+        from squidkeeper.operate.fleet.fleet_file import read_fleet
+        from squidkeeper.record.table.sources import LiveGateways
+
+        try:
+            fleet = read_fleet(Path(value))
+        except FleetFailed as error:
+            self.fail(str(error), param, ctx)
+        return LiveGateways(
+            {gateway.name: gateway.address for gateway in fleet.gateways}
+        )
 
 
 def archive_option(
-    text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False
+    text: str, default: Path | None = DEFAULT_ARCHIVE
 ) -> Callable[[F], F]:
-    """Add the option of the archive's folder, with `store` also of a store or a fleet;
-    `text` is its help.
-    """
-    kind = ArchiveType() if store else click.Path(path_type=Path, readable=False)
-    metavar = "DIR|s3://…|FILE.yaml" if store else "DIR"
-    names = ("--archive", "--fleet", "archive") if store else ("--archive",)
-    return shown_option(*names, metavar=metavar, type=kind, default=default, help=text)
+    """Add the option of the archive's folder; `text` is its help."""
+    kind = click.Path(path_type=Path, readable=False)
+    return shown_option(
+        "--archive", metavar="DIR", type=kind, default=default, help=text
+    )
 
 
-archive_read_option = archive_option(
-    "An archive to read, or a fleet to ask over ssh.", store=True
+_archive = shown_option(
+    "--archive",
+    metavar="DIR|s3://…|FILE.yaml",
+    type=ArchiveType(),
+    default=DEFAULT_ARCHIVE,
+    help="An archive to read, or the object store with its copy.",
 )
+_fleet = click.option(
+    "--fleet",
+    metavar="FILE.yaml",
+    type=FleetType(),
+    help="Ask the gateways of this fleet over ssh instead.",
+)
+
+
+def archive_read_option(command: F) -> F:
+    """Add the options of what a command reads, which gets it as `archive`: an archive,
+    a store, or a fleet.
+    """
+
+    @wraps(command)
+    def run(*given: Any, fleet: LiveGateways | None, archive: Any, **more: Any) -> Any:
+        if fleet is not None and archive != DEFAULT_ARCHIVE:
+            raise click.UsageError(
+                "--fleet reads the logs of its gateways: it excludes --archive"
+            )
+        return command(*given, archive=fleet or archive, **more)
+
+    return _archive(_fleet(run))  # type: ignore[return-value] # the same command
 
 
 gateway_option = click.option(
@@ -252,22 +285,23 @@ def table_sources(
     """
     from squidkeeper.record.table.sources import LiveGateways, TableSources
 
-    named = archive if archive != DEFAULT_ARCHIVE else None
-    if isinstance(named, LiveGateways):
+    if isinstance(archive, LiveGateways):
         if files:
             raise click.UsageError(
                 "--fleet reads the logs of its gateways: it excludes FILEs"
             )
-        return TableSources(archive=named, gateways=gateways)
+        return TableSources(archive=archive, gateways=gateways)
+    named = None if archive == DEFAULT_ARCHIVE else archive
     if isinstance(named, Path):
         check_archive(named)
     if files:
         return TableSources(files, archive=named, gateways=gateways)
-    # an archive elsewhere
-    log = None if named and is_missing(DEFAULT_LOG) else DEFAULT_LOG
-    read = archive if with_rotated else None
+    is_elsewhere = named is not None and is_missing(DEFAULT_LOG)
     return TableSources(
-        log=log, with_rotated=with_rotated, archive=read, gateways=gateways
+        log=None if is_elsewhere else DEFAULT_LOG,
+        with_rotated=with_rotated,
+        archive=archive if with_rotated else None,
+        gateways=gateways,
     )
 
 
