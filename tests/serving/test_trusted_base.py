@@ -82,20 +82,20 @@ URLS = [
 HELPERS = {
     "acl --scope host": (
         [f"{n} {line} -" for n, line in enumerate(NINE)],
-        65_000,
-        65_000,
+        64_500,
+        64_500,
     ),
     "acl --scope request": (
         [f"{n} {line} -" for n, line in enumerate(URLS)],
-        65_000,
-        86_000,
+        64_500,
+        85_000,
     ),
     "rewrite": (
         [f"https://{h}/simple/x {n}" for h, n in zip(HOSTS, NINE, strict=True)],
-        66_000,
-        75_000,
+        65_500,
+        74_000,
     ),
-    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 86_000, 95_000),
+    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 72_000, 80_000),
     "meter": (
         [f"{n} {line} open - - 1 2 3" for n, line in enumerate(NINE)],
         69_000,

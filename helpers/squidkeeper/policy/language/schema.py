@@ -39,6 +39,14 @@ from squidkeeper.policy.language.document import (
 )
 from squidkeeper.policy.language.exact_urls import ExactUrl, parse_exact_url
 from squidkeeper.policy.language.forms import parse_template
+from squidkeeper.policy.language.guard_values import (
+    EXPECTED_PORT,
+    EXPECTED_TIME,
+    NARROWER,
+    check_narrow,
+    parse_ports,
+    parse_time,
+)
 from squidkeeper.policy.language.headers import (
     parse_injected_header,
     parse_stripped_header,
@@ -431,45 +439,24 @@ def _username(value: object) -> str:
 
 
 def _port(value: object) -> range:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _port_range(value, value, str(value))
-    match = _PORTS.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise _wrong_type(_EXPECTED_PORT)
-    return _port_range(int(match[1]), int(match[2]), match[0])
-
-
-def _port_range(first: int, last: int, text: str) -> range:
-    if not 1 <= first <= last <= _PORT_AT_MOST:
-        raise _fault(
-            FaultCode.INVALID_PORT,
-            f"port {text} can never match, expected {_EXPECTED_PORT}",
-        )
-    return range(first, last + 1)
+    return _value_of(parse_ports, value, FaultCode.INVALID_PORT, EXPECTED_PORT)
 
 
 def _time(value: object) -> datetime:
     text = value.text if isinstance(value, Unquoted) else value
-    match = _TIME.fullmatch(text) if isinstance(text, str) else None
-    if not match:
-        raise _wrong_type(_EXPECTED_TIME)
-    if not match["zone"]:
-        raise _fault(
-            FaultCode.INVALID_TIME,
-            f"time {text} has no time zone, expected {_EXPECTED_TIME}",
-        )
-    if match["zone"].upper() != "Z" and match["zone"][3:4] != ":":
-        raise _fault(
-            FaultCode.INVALID_TIME,
-            f"time {text} has its zone in another form, expected it as +01:00 or Z",
-        )
+    return _value_of(parse_time, text, FaultCode.INVALID_TIME, EXPECTED_TIME)
+
+
+def _value_of(
+    parse: Callable[[object], T | None], value: object, code: FaultCode, expected: str
+) -> T:
     try:
-        return datetime.fromisoformat(match[0].upper())
-    except ValueError as error:
-        raise _fault(
-            FaultCode.INVALID_TIME,
-            f"time {text} does not exist ({error}), expected {_EXPECTED_TIME}",
-        ) from None
+        found = parse(value)
+    except PatternError as error:
+        raise _fault(code, str(error)) from None
+    if found is None:
+        raise _wrong_type(expected)
+    return found
 
 
 def _version(value: object) -> int:  # pydantic's Literal[1] takes true
@@ -488,7 +475,7 @@ def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
         )
     pattern = _host(value)
     if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
-        message = f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}"
+        message = f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {NARROWER}"
         raise _fault(FaultCode.TOO_WIDE, message)
     return pattern
 
@@ -503,13 +490,10 @@ def _granted_host(value: object) -> HostPattern:
 
 def _credential_host(value: object) -> HostPattern:
     pattern = _host(value)
-    if pattern.form is HostForm.ANY:
-        message = "host pattern '*' in a credential would give it to any host, expected the hosts that it is for"
-        raise _fault(FaultCode.TOO_WIDE, message)
-    if pattern.covers_top_level:
-        message = f"host pattern {pattern.text!r} in a credential covers a whole top-level domain, {_NARROWER}"
-        raise _fault(FaultCode.TOO_WIDE, message)
-    return pattern
+    try:
+        return check_narrow(pattern)
+    except PatternError as error:
+        raise _fault(FaultCode.TOO_WIDE, str(error)) from None
 
 
 def _host(value: object) -> HostPattern:
@@ -747,7 +731,6 @@ _RESERVE_AT_MOST = 10_000_000
 _PROSE_AT_MOST = 1000
 _CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
 _ESCAPED = '"\\<>&'
-_PORT_AT_MOST = 65535
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
 _DIGITS = re.compile(r"[1-9][0-9]{0,18}")  # YAML takes more than nine in quotes alone
@@ -756,15 +739,7 @@ _GATE_UNITS = {"m": 60, "h": 3600, "d": 86400}
 _GATE_SECONDS_AT_MOST = 31 * 86400
 _GATE_DENIALS_AT_MOST = 1_000_000
 _APP_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
-_TIME = re.compile(
-    r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]| ?[+-]\d{2}(?::?\d{2})?)?)?",
-    re.ASCII,
-)
-_EXPECTED_PORT = 'a number from 1 to 65535 (without quotes), or "from-to"'
-_EXPECTED_TIME = "a time with its zone such as 2026-12-01T18:00:00Z"
-_NARROWER = "expected a narrower one"
 _RULE_ABOVE = (
     "expected a rule above this one for what is excepted (a deny above an "
     "allow): the first that matches decides"

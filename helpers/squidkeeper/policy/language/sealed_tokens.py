@@ -6,26 +6,28 @@ injects anyway.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated
-
-from pydantic import Field, PlainValidator, ValidationError
+from typing import Any, Final, TypeVar
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.language.forms import fields_of, parse_template
-from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, shipped_header
-from squidkeeper.policy.language.hosts import HostPattern
-from squidkeeper.policy.language.model import Match
-from squidkeeper.policy.language.queries import QueryPattern
-from squidkeeper.policy.language.schema import (
-    CredentialHost,
-    Many,
-    MatchFields,
-    Names,
-    Time,
+from squidkeeper.policy.language.guard_values import (
+    EXPECTED_PORT,
+    EXPECTED_TIME,
+    check_narrow,
+    parse_ports,
+    parse_time,
 )
+from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, shipped_header
+from squidkeeper.policy.language.hosts import HostPattern, parse_host_pattern
+from squidkeeper.policy.language.methods import parse_method
+from squidkeeper.policy.language.model import Match
+from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.queries import QueryPattern
+
+T = TypeVar("T")
 
 SECRET = "secret"  # noqa: S105 - the one name that a template of a sealed token uses
 DEFAULT_VALUE = "Bearer {secret}"
@@ -51,19 +53,6 @@ class SealedContent:
     secret: str = field(repr=False)
 
 
-class SealedEntry(MatchFields):
-    """The JSON of a token."""
-
-    hosts: Many[CredentialHost]
-    expires: Time | None = None
-    header: str = INJECTABLE_HEADERS[0]
-    value: str = DEFAULT_VALUE
-    username: str | None = None
-    secret: Annotated[str, PlainValidator(lambda value: _secret(value))] = Field(
-        repr=False
-    )
-
-
 def format_content(fields: Mapping[str, object]) -> bytes:
     """Write the content of a token; `PatternError` if it could not be used."""
     content = json.dumps(
@@ -82,26 +71,19 @@ def parse_content(content: bytes) -> SealedContent:
     except (ValueError, RecursionError):
         raise PatternError("the content is not JSON") from None
     _check_bounds(fields)
-    try:
-        entry = SealedEntry.model_validate(fields, context=_ANY_NAMES)
-    except ValidationError as error:
-        raise PatternError(_first_problem(error)) from None
-    if parse_template(entry.value) != (SECRET,) or len(fields_of(entry.value)) > 1:
-        raise PatternError("value: expected {secret} once, as the only name in braces")
-    if entry.username is not None and (
-        ":" in entry.username or not entry.username.isprintable()
-    ):
-        raise PatternError(
-            "username: it holds a ':' or a control character, which a basic credential cannot"
-        )
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name in ("hosts", SECRET):
+        if name not in given:
+            raise PatternError(f"{name}: it is missing")
+    read = {name: _READERS[name](name, value) for name, value in given.items()}
     return SealedContent(
-        entry.hosts,
-        _match(entry),
-        entry.expires,
-        _header(entry.header),
-        entry.value,
-        entry.username,
-        entry.secret,
+        hosts=read["hosts"],
+        match=Match(**{name: read.get(name) for name in _GUARDS}),
+        expires=read.get("expires"),
+        header=read.get("header", INJECTABLE_HEADERS[0]),
+        template=read.get("value", DEFAULT_VALUE),
+        username=read.get("username"),
+        secret=read[SECRET],
     )
 
 
@@ -115,6 +97,10 @@ def _check_bounds(fields: object) -> None:
         if name in fields:
             raise PatternError(f"{name}: a sealed token has no such guard")
     for name, value in fields.items():
+        if name not in _READERS:
+            raise PatternError(
+                f"{name[:_TEXT_LENGTH]}: a sealed token has no such field"
+            )
         if name != SECRET:  # the length of a token limits that one
             _check_texts(name[:_TEXT_LENGTH], value)
 
@@ -134,19 +120,86 @@ def _check_texts(name: str, value: object) -> None:
         )
 
 
-def _match(entry: SealedEntry) -> Match:
-    query = (
-        tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items())
-        if entry.query
-        else None
-    )
-    return Match(
-        clients=entry.clients,
-        ports=entry.ports,
-        methods=entry.methods,
-        paths=entry.paths,
-        query=query,
-    )
+# --- its fields -----------------------------------------------------------------------
+
+
+def _many(parse: Callable[[object], T]) -> Callable[[str, object], tuple[T, ...]]:
+    """Make the reader of a list, which names the place of what it refuses."""
+
+    def read(name: str, value: object) -> tuple[T, ...]:
+        if not isinstance(value, list) or not value:
+            raise PatternError(f"{name}: expected a list of one or more")
+        return tuple(
+            _at(f"{name}.{number}", parse, item) for number, item in enumerate(value)
+        )
+
+    return read
+
+
+def _set(parse: Callable[[object], T]) -> Callable[[str, object], frozenset[T]]:
+    read = _many(parse)
+    return lambda name, value: frozenset(read(name, value))
+
+
+def _one(parse: Callable[[object], T]) -> Callable[[str, object], T]:
+    return lambda name, value: _at(name, parse, value)
+
+
+def _at(place: str, parse: Callable[[object], T], value: object) -> T:
+    try:
+        return parse(value)
+    except PatternError as error:
+        raise PatternError(f"{place}: {error}") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise PatternError("expected text")
+    return value
+
+
+def _of_text(parse: Callable[[str], T]) -> Callable[[object], T]:
+    return lambda value: parse(_text(value))
+
+
+def _host(value: object) -> HostPattern:
+    return check_narrow(parse_host_pattern(_text(value)))
+
+
+def _ports(value: object) -> range:
+    ports = parse_ports(value)
+    if ports is None:
+        raise PatternError(f"expected {EXPECTED_PORT}")
+    return ports
+
+
+def _expiry(value: object) -> datetime:
+    time = parse_time(value)
+    if time is None:
+        raise PatternError(f"expected {EXPECTED_TIME}")
+    return time
+
+
+def _query(name: str, value: object) -> tuple[QueryPattern, ...]:
+    if not isinstance(value, dict) or not value:
+        raise PatternError(f"{name}: expected keys with their patterns")
+    if not all(isinstance(pattern, str) for pattern in value.values()):
+        raise PatternError(f"{name}: expected text")
+    return tuple(QueryPattern(key, pattern) for key, pattern in value.items())
+
+
+def _template(text: str) -> str:
+    if parse_template(text) != (SECRET,) or len(fields_of(text)) > 1:
+        raise PatternError("expected {secret} once, as the only name in braces")
+    return text
+
+
+def _username(value: object) -> str:
+    if not isinstance(value, str) or ":" in value or not value.isprintable():
+        raise PatternError(
+            "it holds a ':' or a control character, which a basic credential cannot"
+        )
+    return value
 
 
 def _header(text: str) -> str:
@@ -154,7 +207,7 @@ def _header(text: str) -> str:
     if header is None:
         expected = ", ".join(INJECTABLE_HEADERS)
         raise PatternError(
-            f"header: the gateway does not inject this one, expected one of {expected}"
+            f"the gateway does not inject this one, expected one of {expected}"
         )
     return header
 
@@ -165,16 +218,22 @@ def _secret(value: object) -> str:
         or not value
         or not all(" " <= character <= "~" for character in value)
     ):
-        raise ValueError("expected printable ASCII")  # shown without the value
+        raise PatternError("expected printable ASCII")  # shown without the value
     return value
 
 
-def _first_problem(error: ValidationError) -> str:
-    detail = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(step) for step in detail["loc"])
-    message = detail.get("ctx", {}).get("message") or detail["msg"]
-    return f"{place}: {message}"
-
-
 # clients are named by the policy in force when the token is used
-_ANY_NAMES = Names(complete=False)
+_READERS: Final[Mapping[str, Callable[[str, object], Any]]] = {
+    "hosts": _many(_host),
+    "clients": _set(_text),
+    "ports": _many(_ports),
+    "methods": _set(_of_text(parse_method)),
+    "paths": _many(_of_text(parse_path_pattern)),
+    "query": _query,
+    "expires": _one(_expiry),
+    "header": _one(_of_text(_header)),
+    "value": _one(_of_text(_template)),
+    "username": _one(_username),
+    SECRET: _one(_secret),
+}
+_GUARDS: Final = ("clients", "ports", "methods", "paths", "query")
