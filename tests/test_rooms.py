@@ -79,6 +79,17 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def module_imports(path: Path) -> set[str]:
+    """Return what is imported, each also as the module that it may be in."""
+    return {
+        name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        for name in (node.module, f"{node.module}.{alias.name}")
+    }
+
+
 def subjects_imported(path: Path) -> set[str]:
     ours = (
         name.removeprefix("squidkeeper.")
@@ -97,6 +108,16 @@ def test_an_area_imports_only_from_those_above_it() -> None:
         if AREAS.index(other.split(".")[0]) > AREAS.index(name_of(path).split(".")[0])
     ]
     assert upward == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Late imports count, and those for types."""
+    modules = {f"squidkeeper.{name_of(path)}": path for path in MODULES}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        inside = {one for one in module_imports(path) if one in modules}
+        graph[name] = inside - {name}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_the_subjects_of_an_area_form_no_cycle() -> None:

@@ -61,7 +61,7 @@ class Gateway:
 
     def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run install.sh on this gateway; its exit status is for the caller to
-        compiled.
+        check.
         """
         return install(self.source, "--root", str(self.root), *arguments)
 

@@ -24,6 +24,7 @@ from squidkeeper.policy.engine import (
     listed_rules,
 )
 from squidkeeper.policy.engine.body_scope import LISTED_AT_MOST, format_listed
+from squidkeeper.policy.engine.tunnels import tunnel_use
 from squidkeeper.policy.language import body_faults
 from squidkeeper.policy.language.bodies import Body, JsonBody
 from squidkeeper.policy.language.model import Action, Policy, Rewrite, Rule, Strip
@@ -264,7 +265,9 @@ def test_the_url_is_asked_about_only_where_lists_of_rules_differ_by_it(
 def test_a_host_whose_bodies_are_observed_is_not_shared_either(
     more: CompiledPolicy,
 ) -> None:
-    use = more.tunnel_use(more.match(request_to("GET", "https://reads.example/x")), NOW)
+    use = tunnel_use(
+        more, more.match(request_to("GET", "https://reads.example/x")), NOW
+    )
     assert (use.mode, use.reason) == (
         TunnelMode.OWN,
         "the rule watched-reads reads bodies",
@@ -359,8 +362,8 @@ def test_more_rules_than_a_reply_has_room_for_are_denied(tmp_path: Path) -> None
 
 def test_a_host_whose_bodies_are_read_is_never_shared(policy: CompiledPolicy) -> None:
     match = policy.match(request_to("GET", "https://git.example/x"))
-    assert policy.tunnel_use(match, NOW).mode is TunnelMode.OWN
-    assert policy.tunnel_use(match, NOW).reason == "the rule git reads bodies"
+    assert tunnel_use(policy, match, NOW).mode is TunnelMode.OWN
+    assert tunnel_use(policy, match, NOW).reason == "the rule git reads bodies"
     assert decide(policy, match, NOW, Stage.HOST).outlook.needs_url
 
 

@@ -25,6 +25,7 @@ from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.language.body_values import LARGEST_BODY
 from squidkeeper.policy.language.model import Action
 from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.body_judgement import Judgement
 from squidkeeper.services.bodies.connection import (
     REST_BYTES,
     REST_SECONDS,
@@ -39,7 +40,6 @@ from squidkeeper.services.bodies.judge import (
     EDITED_SECONDS,
     LATE,
     BodyJudge,
-    Judgement,
     Room,
     describe_place,
 )

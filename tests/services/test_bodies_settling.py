@@ -32,8 +32,8 @@ from squidkeeper.record.usage.ledger import (
 )
 from squidkeeper.services.bodies import settling
 from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.body_judgement import Judgement
 from squidkeeper.services.bodies.denials import Pages
-from squidkeeper.services.bodies.judge import Judgement
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.services.bodies.settling import Metered, Settler
 from squidkeeper.serving.quotas import reserves

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from squidkeeper.policy.bodies.sent_request import SentRequest
     from squidkeeper.policy.engine import CompiledPolicy, Decision
     from squidkeeper.policy.engine.body_scope import Judged
+    from squidkeeper.policy.engine.decision import TunnelUse
     from squidkeeper.policy.engine.explain import (
         Explanation,
         JudgedRule,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
         Resolved,
         WebSocket,
     )
-    from squidkeeper.policy.engine.tunnels import TunnelUse
     from squidkeeper.policy.language.model import Credential, Entry, Policy, Route, Rule
     from squidkeeper.policy.protocol.request import Malformed, Request
 
@@ -289,7 +289,7 @@ def _tunnel_in_force(found: TunnelUse | None, squid: _Squid) -> TunnelUse | None
     """Say which connection a request takes where Squid shares none; a draft may bring
     that.
     """
-    from squidkeeper.policy.engine.tunnels import TunnelUse
+    from squidkeeper.policy.engine.decision import TunnelUse
     from squidkeeper.policy.protocol.request import TunnelMode
 
     if (

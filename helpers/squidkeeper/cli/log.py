@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.output import progress, terminal_width
+from squidkeeper.cli.wanted_requests import WantedRequests
 
 if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
@@ -48,23 +48,6 @@ _FILTERS = (
     "observed",
     "gateway",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class WantedRequests:
-    """What to show, and how. `newest`: no more than the newest so many."""
-
-    filters: tuple[Selecting, ...]
-    since: datetime | None
-    until: datetime | None
-    newest: int | None
-    by: str | None
-    as_json: bool
-    connects: bool
-    drift: bool
-    coloured: bool
-    terminal: int | None  # its columns
-    rules: tuple[str, ...]  # that --rule names
 
 
 @click.command()

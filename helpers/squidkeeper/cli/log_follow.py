@@ -22,7 +22,7 @@ from squidkeeper.record.log.record import Record, parse_timed_record
 from squidkeeper.record.log.requests import is_opened_tunnel
 
 if TYPE_CHECKING:
-    from squidkeeper.cli.log import WantedRequests
+    from squidkeeper.cli.wanted_requests import WantedRequests
     from squidkeeper.record.log.drift import DriftChecker, Finding
     from squidkeeper.record.log.follower import Follower
     from squidkeeper.record.log.record import Record

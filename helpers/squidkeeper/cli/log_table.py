@@ -47,7 +47,7 @@ from squidkeeper.record.table.usage import create_usage
 from squidkeeper.record.usage.ledger import ledger_files
 
 if TYPE_CHECKING:
-    from squidkeeper.cli.log import WantedRequests
+    from squidkeeper.cli.wanted_requests import WantedRequests
     from squidkeeper.record.log.drift import DriftChecker, Effective
     from squidkeeper.record.table.sources import TableSources
 

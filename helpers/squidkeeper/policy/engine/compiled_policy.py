@@ -11,13 +11,12 @@ from typing import NamedTuple, TypeVar
 
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.engine.decision import Decision, deny
+from squidkeeper.policy.engine.decision import Decision, TunnelUse, deny
 from squidkeeper.policy.engine.fields import covers_default_port, holds_for_host
 from squidkeeper.policy.engine.own_host import decide_own_host
 from squidkeeper.policy.engine.quotas import quotas_for
 from squidkeeper.policy.engine.rule_index import RuleIndex, rule_key
 from squidkeeper.policy.engine.timetable import Timed, Timetable
-from squidkeeper.policy.engine.tunnels import TunnelUse, tunnel_use
 from squidkeeper.policy.language.forms import signs
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.machines import Machines
@@ -256,7 +255,7 @@ class CompiledPolicy:
         facts = HostFacts(clients, method, request.scheme, request.host, request.port)
         return HostMatch(
             facts,
-            self._candidates_for(facts),
+            self.candidates_for(facts),
             request.url,
             None,
             request.spliced,
@@ -354,19 +353,6 @@ class CompiledPolicy:
             PLACEHOLDER in authority or parse_authority(authority)[0] == host
             for authority in self._targets
         )
-
-    def tunnel_use(self, match: HostMatch, at: datetime) -> TunnelUse:
-        """Tell which connection the open tunnel of a request takes."""
-        facts = match.facts._replace(method=None)
-        candidates = (
-            match.candidates
-            if match.facts.method is None
-            else self._candidates_for(facts)
-        )
-        now = self.rules_in_force(candidates, at)
-        if now.tunnel is None:
-            now.tunnel = tunnel_use(self, facts, candidates, now)
-        return now.tunnel
 
     def rules_in_force(self, candidates: Candidates, at: datetime) -> RulesInForce:
         """Return which rules of some candidates are in force at a time: the same object
@@ -511,7 +497,7 @@ class CompiledPolicy:
             return None
         return method.lower() if method.upper() in self._methods else _OTHER_METHOD
 
-    def _candidates_for(self, facts: HostFacts) -> Candidates:
+    def candidates_for(self, facts: HostFacts) -> Candidates:
         """Find the candidates.
 
         They depend on the host by positions alone, so most hosts share theirs with

@@ -178,3 +178,10 @@ def deny(rule: str, reason: str) -> Decision:
 def unavailable(why: Unavailable, reason: str) -> Decision:
     """Deny because nothing can decide; `why` is for the record."""
     return replace(deny(POLICY_UNAVAILABLE, reason), found=why)
+
+
+class TunnelUse(NamedTuple):
+    """The mode of a tunnel, and the reason for people."""
+
+    mode: TunnelMode
+    reason: str

@@ -11,7 +11,7 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine.body_scope import Judged, decide_sent, judge
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch, injects
 from squidkeeper.policy.engine.decide import Stage, decide
-from squidkeeper.policy.engine.decision import Decision
+from squidkeeper.policy.engine.decision import Decision, TunnelUse
 from squidkeeper.policy.engine.fields import (
     UrlFacts,
     body_may_hold,
@@ -20,7 +20,7 @@ from squidkeeper.policy.engine.fields import (
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas, token_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
-from squidkeeper.policy.engine.tunnels import TunnelUse
+from squidkeeper.policy.engine.tunnels import tunnel_use
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.matching.host_fields import is_for_every_host
 from squidkeeper.policy.language.model import (
@@ -492,7 +492,7 @@ def tunnel(
     """
     match = policy.match(request)
     return (
-        None if match.denial or not decision.allowed else policy.tunnel_use(match, at)
+        None if match.denial or not decision.allowed else tunnel_use(policy, match, at)
     )
 
 

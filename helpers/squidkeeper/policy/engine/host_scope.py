@@ -22,6 +22,7 @@ from squidkeeper.policy.engine.precedence import (
     rules_by_body,
 )
 from squidkeeper.policy.engine.quotas import counts_tunnel
+from squidkeeper.policy.engine.tunnels import tunnel_use
 from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.forms import QueryParameters
 from squidkeeper.policy.language.model import Action, Rewrite, Rule
@@ -118,7 +119,7 @@ def _decide_request(
     candidates, unrestricted, use = (
         match.candidates,
         _is_unrestricted(policy, match, at),
-        policy.tunnel_use(match, at),
+        tunnel_use(policy, match, at),
     )
     outlook = replace(
         decision.outlook,
@@ -223,7 +224,7 @@ def _decide_tunnel(
         bool(match.candidates.credentials),
     )
     passthrough = not (rewrites or credentials) and _is_passed_through(now)
-    use = policy.tunnel_use(match, at)
+    use = tunnel_use(policy, match, at)
     return replace(
         decision,
         outlook=Outlook(

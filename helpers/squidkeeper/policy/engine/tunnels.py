@@ -5,12 +5,17 @@ body on one. An origin that writes more than its answer, or ignores a body, give
 client what is for another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from datetime import datetime
+from typing import Final
 
-from squidkeeper.policy.engine.decision import Decision, deny
+from squidkeeper.policy.engine.compiled_policy import (
+    Candidates,
+    CompiledPolicy,
+    HostMatch,
+    RulesInForce,
+)
+from squidkeeper.policy.engine.decision import Decision, TunnelUse, deny
 from squidkeeper.policy.engine.fields import holds_for_host
 from squidkeeper.policy.language.model import (
     DIRECT,
@@ -22,24 +27,10 @@ from squidkeeper.policy.language.model import (
 )
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode
 
-if TYPE_CHECKING:
-    from squidkeeper.policy.engine.compiled_policy import (
-        Candidates,
-        CompiledPolicy,
-        RulesInForce,
-    )
-
 _OUTDATED: Final = deny(
     "tunnel-outdated",
     "The policy has changed since this connection was opened. Open a new one.",
 )
-
-
-class TunnelUse(NamedTuple):
-    """The mode of a tunnel, and the reason for people."""
-
-    mode: TunnelMode
-    reason: str
 
 
 def may_share(policy: Policy) -> bool:
@@ -76,15 +67,24 @@ def checked_tunnel(
     return decision if needed in (request.tunnel, TunnelMode.SHARED) else _OUTDATED
 
 
-def tunnel_use(
-    policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce
-) -> TunnelUse:
-    """Return the mode of an open tunnel.
+def tunnel_use(policy: CompiledPolicy, match: HostMatch, at: datetime) -> TunnelUse:
+    """Return the mode of the open tunnel of a request, whatever its method.
 
     Over plain http `SHARED` means that the requests to a host share connections.
-
-    `facts`, `candidates` and `now` are those of a request whose method is not known.
     """
+    facts, candidates = match.facts, match.candidates
+    if facts.method is not None:
+        facts = facts._replace(method=None)
+        candidates = policy.candidates_for(facts)
+    now = policy.rules_in_force(candidates, at)
+    if now.tunnel is None:
+        now.tunnel = _tunnel_use(policy, facts, candidates, now)
+    return now.tunnel
+
+
+def _tunnel_use(
+    policy: CompiledPolicy, facts: HostFacts, candidates: Candidates, now: RulesInForce
+) -> TunnelUse:
     if facts.scheme == "https" and candidates.rewrites:
         return TunnelUse(
             TunnelMode.FIRST, f"the rewrite {candidates.rewrites[0].name} may apply"

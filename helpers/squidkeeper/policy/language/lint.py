@@ -24,6 +24,7 @@ from squidkeeper.policy.language.matching.port_ranges import (
 from squidkeeper.policy.language.matching.table import covers_by, outlasts
 from squidkeeper.policy.language.meter_faults import (
     below_a_reserve,
+    never_used,
     shadowed_prices,
     uncounted,
 )
@@ -36,7 +37,7 @@ from squidkeeper.policy.language.model import (
 )
 from squidkeeper.policy.language.public_suffixes import is_public_suffix
 from squidkeeper.policy.language.queries import QueryPattern
-from squidkeeper.policy.language.quotas import Counted, never_used
+from squidkeeper.policy.language.quotas import Counted
 from squidkeeper.policy.language.secret_sources import needed_secrets
 from squidkeeper.policy.language.sharing import not_shared
 from squidkeeper.policy.url import DEFAULT_PORTS, is_private, parse_authority

@@ -124,3 +124,47 @@ def shadowed_prices(policy: Policy) -> Iterator[Fault]:
         if first is not None:
             message = f"the price of {price.model!r} never applies: {first.model!r} above it is for the same models"
             yield Fault(price.location, FaultCode.PRICE_NEVER, message)
+
+
+def never_used(policy: Policy) -> Iterator[Fault]:
+    """Warn about quotas that count nothing: what their rules decide is not what they
+    count.
+    """
+    rules = {rule.name: rule for rule in policy.rules}
+    for quota in policy.quotas:
+        of_tokens = quota.unit.is_tokens
+        names = (
+            rules if quota.rules is None and of_tokens else sorted(quota.rules or ())
+        )
+        if (names or of_tokens) and not any(
+            _counts_some(quota.unit, rules.get(name)) for name in names
+        ):
+            message = (
+                f"quota {quota.name!r} counts no {quota.unit}: {_NEVER[quota.unit]}"
+            )
+            yield Fault(quota.location, FaultCode.QUOTA_NEVER, message)
+
+
+def _counts_some(unit: QuotaUnit, rule: Rule | None) -> bool:
+    if rule is None:
+        return not unit.is_tokens
+    if unit is QuotaUnit.TICKETS:
+        return rule.action is Action.ASK
+    if unit.is_tokens:
+        return rule.meter is not None
+    if rule.passthrough and unit is QuotaUnit.REQUESTS:
+        return False
+    return rule.action is not Action.DENY
+
+
+_NEVER = {
+    QuotaUnit.REQUESTS: "its rules deny, or pass tunnels through, whose requests are not seen",
+    QuotaUnit.TUNNELS: "its rules deny",
+    QuotaUnit.TICKETS: "none of its rules asks",
+    QuotaUnit.BYTES_OUT: "its rules deny",
+    QuotaUnit.BYTES_IN: "its rules deny",
+    **dict.fromkeys(
+        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST),
+        "no rule of it has meter",
+    ),
+}

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from squidkeeper.base.errors import PatternError
-from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import byte_size, quantity
 from squidkeeper.policy.language.prices import MILLIONTHS
-
-if TYPE_CHECKING:
-    from squidkeeper.policy.language.model import Policy, Rule
 
 DEFAULT_RULE: Final = "default"  # in `rules`: what no rule decides
 # in `found` of a record: how a quota that could not be counted is named
@@ -165,37 +161,6 @@ def parse_size(text: str) -> int:
     return size
 
 
-def never_used(policy: Policy) -> Iterator[Fault]:
-    """Warn about quotas that count nothing: what their rules decide is not what they
-    count.
-    """
-    rules = {rule.name: rule for rule in policy.rules}
-    for quota in policy.quotas:
-        of_tokens = quota.unit.is_tokens
-        names = (
-            rules if quota.rules is None and of_tokens else sorted(quota.rules or ())
-        )
-        if (names or of_tokens) and not any(
-            _counts_some(quota.unit, rules.get(name)) for name in names
-        ):
-            message = (
-                f"quota {quota.name!r} counts no {quota.unit}: {_NEVER[quota.unit]}"
-            )
-            yield Fault(quota.location, FaultCode.QUOTA_NEVER, message)
-
-
-def _counts_some(unit: QuotaUnit, rule: Rule | None) -> bool:
-    if rule is None:
-        return not unit.is_tokens
-    if unit is QuotaUnit.TICKETS:
-        return rule.action == "ask"
-    if unit.is_tokens:
-        return rule.meter is not None
-    if rule.passthrough and unit is QuotaUnit.REQUESTS:
-        return False
-    return rule.action != "deny"
-
-
 _EVERY = {
     Window.MINUTE: "a minute",
     Window.HOUR: "an hour",
@@ -216,15 +181,4 @@ _FOR = {
     Counted.CLIENT: "for each client",
     Counted.RULE: "for each rule",
     Counted.ALL: "for all together",
-}
-_NEVER = {
-    QuotaUnit.REQUESTS: "its rules deny, or pass tunnels through, whose requests are not seen",
-    QuotaUnit.TUNNELS: "its rules deny",
-    QuotaUnit.TICKETS: "none of its rules asks",
-    QuotaUnit.BYTES_OUT: "its rules deny",
-    QuotaUnit.BYTES_IN: "its rules deny",
-    **dict.fromkeys(
-        (QuotaUnit.TOKENS_IN, QuotaUnit.TOKENS_OUT, QuotaUnit.TOKENS, QuotaUnit.COST),
-        "no rule of it has meter",
-    ),
 }

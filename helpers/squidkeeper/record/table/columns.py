@@ -21,7 +21,7 @@ from squidkeeper.record.log.record import (
 from squidkeeper.record.log.requests import CLIENT_GONE, SUCCESSES
 
 _CLIENT_ERRORS: Final = ", ".join(f"'{error}'" for error in CLIENT_ERRORS)
-IS_TUNNEL: Final = (  # `tunnels.is_tunnel`
+IS_TUNNEL: Final = (  # `requests.is_tunnel`
     "(coalesce(method = 'CONNECT' AND verdict = 'allow', false)"
     " AND NOT coalesce(starts_with(squid, 'TCP_TUNNEL'), false))"
 )

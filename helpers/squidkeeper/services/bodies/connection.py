@@ -22,6 +22,7 @@ from typing import Final, cast
 from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.engine import Decision
 from squidkeeper.services.bodies.asked import AskedBody, asked_by
+from squidkeeper.services.bodies.body_judgement import JUDGED_AT_ONCE, Judgement
 from squidkeeper.services.bodies.icap import (
     CONTINUE,
     LAST_CHUNK,
@@ -43,11 +44,9 @@ from squidkeeper.services.bodies.judge import (
     DECIDE_SECONDS,
     EDITED,
     EDITED_SECONDS,
-    JUDGED_AT_ONCE,
     LATE,
     TOO_MUCH,
     BodyJudge,
-    Judgement,
     SquidConnection,
 )
 

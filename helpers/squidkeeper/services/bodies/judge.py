@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -25,14 +24,16 @@ from squidkeeper.policy.engine import (
     unavailable,
 )
 from squidkeeper.policy.language.model import (
-    BY_BODY,
-    POLICY_UNAVAILABLE,
     Rule,
     Unavailable,
 )
 from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.body_judgement import (
+    JUDGED_AT_ONCE,
+    Judgement,
+    is_encoded,
+)
 from squidkeeper.services.bodies.denials import (
-    QUOTA,
     DenialTurns,
     Pages,
     form_answer,
@@ -45,8 +46,6 @@ from squidkeeper.serving.replies import body_count
 if TYPE_CHECKING:
     from squidkeeper.services.bodies.settling import Settler
 
-# bytes of a body. A thread judges a longer one, so that others do not wait
-JUDGED_AT_ONCE: Final = 64 * 1024
 _AT_ONCE_FOR_ALL_RULES: Final = 2 * JUDGED_AT_ONCE  # each rule may read the body
 _BYTES_OF_A_VALUE: Final = 64  # a value takes about as long as so many bytes of text
 # bytes of a content. It is parsed alone: that can take ten times as much memory
@@ -56,7 +55,6 @@ _SHARE: Final = (
     3  # a client has a third of it at most, which is the largest body and more
 )
 METERED_BYTES: Final = 32 << 20  # of the body of a metered request, which is read whole
-_FOUND_LENGTH: Final = 200  # characters
 _UNKNOWN: Final = unavailable(
     Unavailable.POLICY_CHANGED,
     "The policy that allowed this request is no longer stored, so its body cannot be judged. Repeat it.",
@@ -81,51 +79,6 @@ LATE: Final = unavailable(
     f"The body of this request did not come within {DECIDE_SECONDS:.0f} s, so the gateway could not judge it.",
 )
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A decision by the body.
-
-    `answer` is that to a denied request: the head of the response, and its body.
-
-    `meter` is the rule with `meter` that allows. Its reserve is taken before the
-    request passes; `metered` is then what Squid keeps of it.
-    """
-
-    decision: Decision
-    observed: str | None = None
-    answer: tuple[bytes, bytes] | None = None
-    meter: tuple[CompiledPolicy, Rule] | None = None
-    metered: str = ""
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the request may pass."""
-        return self.decision.allowed
-
-    @property
-    def size(self) -> int:
-        """The bytes of the answer."""
-        return sum(map(len, self.answer or ()))
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What Squid notes for the access log: `-` for what is absent.
-
-        Each header takes it some microseconds.
-        """
-        decision = self.decision
-        by = "" if decision.rule in (QUOTA, POLICY_UNAVAILABLE) else BY_BODY
-        found = f"{by}{decision.found}"[:_FOUND_LENGTH] if decision.found else ""
-        told = {
-            "X-SK-Rule": decision.rule,
-            "X-SK-Verdict": str(decision.action),
-            "X-SK-Observed": self.observed or "",
-            "X-SK-Found": found,
-            "X-SK-Metered": self.metered,
-        }
-        return {name: _header_value(value) for name, value in told.items() if value}
 
 
 class SquidConnection(asyncio.Protocol):
@@ -346,11 +299,6 @@ def _most_bytes(rule: Rule) -> int:
     )
 
 
-def is_encoded(asked: AskedBody) -> bool:
-    """Whether a body has to be decoded, after which it may be large."""
-    return asked.sent.values("content-encoding") not in ([], ["identity"])
-
-
 def _may_be_large(policy: CompiledPolicy, asked: AskedBody) -> bool:
     """Return whether the content of a body may be large.
 
@@ -361,15 +309,4 @@ def _may_be_large(policy: CompiledPolicy, asked: AskedBody) -> bool:
     return any(
         rule.body is not None and rule.body.max_bytes > _LARGE
         for rule in _rules(policy, asked)
-    )
-
-
-def _header_value(text: str) -> str:
-    """Write a text as UTF-8, on one line; the names of rules have such texts."""
-    if text.isascii() and text.isprintable():
-        return text
-    return (
-        "".join(character for character in text if character.isprintable())
-        .encode()
-        .decode("latin-1")
     )

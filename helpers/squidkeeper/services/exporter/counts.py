@@ -26,7 +26,7 @@ from squidkeeper.record.why.causes import is_of_body
 
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
-RULES_LIMIT: Final = 2000  # rules owners last match is remembered
+RULES_LIMIT: Final = 2000  # rules whose last match is remembered
 _BOUNDS_MS: Final = tuple(
     round(bound * 1000) for bound in metrics.REQUEST_DURATION.buckets
 )

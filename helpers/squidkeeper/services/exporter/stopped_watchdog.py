@@ -1,10 +1,11 @@
 """Finds the helper processes, and kills those that are stopped as a whole.
 
-A helper that is stuck exits (helpers/stuck_watchdog.py). A helper that is stopped
-(SIGSTOP) or frozen cannot, and Squid waits for its replies forever. The exporter runs
-as the same account, so it can kill them. It finds them by their command lines: a helper
-that cannot write to the state folder is ended too. Helpers of another gateway can have
-the same command lines, so state folder and program must also be this gateway's.
+A helper that is stuck exits (serving/helpers/helper_counters.py). A helper that is
+stopped (SIGSTOP) or frozen cannot, and Squid waits for its replies forever. The
+exporter runs as the same account, so it can kill them. It finds them by their command
+lines: a helper that cannot write to the state folder is ended too. Helpers of another
+gateway can have the same command lines, so state folder and program must also be this
+gateway's.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The tickets of a gateway: one SQLite file in the state folder, which every helper
 writes.
 
-Each holder (a machine, see holders.py) has a bound of its own, so no client takes
+Each holder (a machine, see `machines.py`) has a bound of its own, so no client takes
 another one's place; the number of holders and the size of the file are bounded too. A
 holder that has reached its bound gets no new ticket, and keeps all that it has: a
 question that people have not decided leaves when nobody has asked it for `KEPT_DAYS`.
