@@ -9,7 +9,7 @@ import msgspec
 
 from squidkeeper.record.log.record import NONE, Record, host_of, parse_time
 from squidkeeper.record.table.columns import FIELDS
-from squidkeeper.record.table.judging import insert
+from squidkeeper.record.table.row_judging import insert
 
 
 def insert_records(

@@ -26,7 +26,7 @@ from squidkeeper.operate.client_kit.client import KitClient, allowed_url
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.record.log.drift import DriftChecker
-from squidkeeper.record.log.judging import RecordedHosts, beginnings_of
+from squidkeeper.record.log.host_judging import RecordedHosts, beginnings_of
 from squidkeeper.record.log.record import Record
 from squidkeeper.record.why import details
 from squidkeeper.record.why.cache_log import CacheLog

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pytest
 
 from squidkeeper.policy.language.model import Token
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     UsageEntry,
     UsageState,
     latest,

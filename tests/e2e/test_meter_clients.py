@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.policy.usage.tokens import Usage
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     UsageEntry,
     UsageState,
     latest,

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from squidkeeper.record.usage.ledger import latest, ledger_files, read_entries
+from squidkeeper.record.usage_ledger import latest, ledger_files, read_entries
 from tests.ports import free_port
 from tests.waiting import wait_for
 

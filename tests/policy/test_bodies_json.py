@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import UnreadableBody
 from squidkeeper.policy.bodies import json_form
+from squidkeeper.policy.bodies.body_forms import answer, examine, may_hold
 from squidkeeper.policy.bodies.json_form import MAX_DEPTH, MAX_VALUES, ParsedJson, parse
-from squidkeeper.policy.bodies.judging import answer, examine, may_hold
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
 from squidkeeper.policy.language.bodies import Allowed, JsonBody, Member
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from squidkeeper.policy.bodies import judging, mcp_form
+from squidkeeper.policy.bodies import body_forms, mcp_form
 from squidkeeper.policy.bodies.sent_request import Fit, SentRequest
 from squidkeeper.policy.language.bodies import Allowed, McpBody, Member
 
@@ -414,7 +414,7 @@ def test_a_request_is_judged_by_its_body_and_method(
         request = sent(call(tool) if has_body else b"", method=method)
         request.has_body = has_body
         assert outcome(rule, request, deny=rule is DENY) is fit
-    assert judging.may_hold(DENY, method, "/mcp", None)
+    assert body_forms.may_hold(DENY, method, "/mcp", None)
 
 
 EVENTS, SESSION = (

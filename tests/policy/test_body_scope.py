@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
-from squidkeeper.policy.bodies import judging
+from squidkeeper.policy.bodies import body_forms
 from squidkeeper.policy.bodies.sent_request import BodyOutcome, Fit, SentRequest
 from squidkeeper.policy.engine import (
     CompiledPolicy,
@@ -303,7 +303,7 @@ def test_the_first_rule_that_holds_decides(
 ) -> None:
     listed = decided(policy, request_to("POST", "https://api.example/chat"), NOW)
     told = iter(outcomes)
-    with patch.object(judging, "examine", lambda *_, **__: next(told)):
+    with patch.object(body_forms, "examine", lambda *_, **__: next(told)):
         decision = decide_body(policy, listed, SENT)
     assert (f"{decision.action} by {decision.rule}" if decision else None) == said
     assert decision is None or decision.observed == observed
@@ -311,7 +311,7 @@ def test_the_first_rule_that_holds_decides(
 
 def test_a_denial_says_why_and_keeps_it_for_the_record(policy: CompiledPolicy) -> None:
     listed = listed_rules(policy, "r1,r2,d")
-    with patch.object(judging, "examine", lambda *_, **__: FAILS):
+    with patch.object(body_forms, "examine", lambda *_, **__: FAILS):
         decision = decide_body(policy, listed, SENT)
     assert decision is not None
     assert (
@@ -331,7 +331,7 @@ def test_a_denial_by_the_body_is_told_apart_on_record_where_no_form_has_a_reason
     policy: CompiledPolicy, holds: bool, said: str
 ) -> None:
     outcome = BodyOutcome(Fit.HOLDS if holds else Fit.FAILS)
-    with patch.object(judging, "examine", lambda *_, **__: outcome):
+    with patch.object(body_forms, "examine", lambda *_, **__: outcome):
         decision = decide_body(policy, listed_rules(policy, "r1,r2,d"), SENT)
     assert decision is not None
     assert f"{decision.rule}: {decision.found}" == said
@@ -340,7 +340,7 @@ def test_a_denial_by_the_body_is_told_apart_on_record_where_no_form_has_a_reason
 def test_an_ask_at_the_end_of_a_list_denies_without_a_ticket(
     policy: CompiledPolicy,
 ) -> None:
-    with patch.object(judging, "examine", lambda *_, **__: FAILS):
+    with patch.object(body_forms, "examine", lambda *_, **__: FAILS):
         decision = decide_body(policy, listed_rules(policy, "r7,r8"), SENT)
     assert decision is not None
     assert (decision.action, decision.rule, decision.asks) == (
@@ -396,7 +396,7 @@ def test_a_default_that_allows_ends_a_list_by_its_port(tmp_path: Path) -> None:
     ):
         decision = decided(policy, request_to("POST", url), NOW)
         assert format_listed(policy, decision.by_body) == listed
-        with patch.object(judging, "examine", lambda *_, **__: FAILS):
+        with patch.object(body_forms, "examine", lambda *_, **__: FAILS):
             later = decide_body(policy, listed_rules(policy, listed), SENT)
         assert later is not None
         assert (later.allowed, later.rule) == (allowed, "default")
@@ -532,7 +532,7 @@ def engine_says(compiled: CompiledPolicy, asked: Asked, told: dict[int, Fit]) ->
     if not decision.by_body:
         return str(decision.action)
     with patch.object(
-        judging, "examine", lambda body, *_, **__: BodyOutcome(told[body.max_bytes])
+        body_forms, "examine", lambda body, *_, **__: BodyOutcome(told[body.max_bytes])
     ):
         later = decide_body(
             compiled,

@@ -49,7 +49,7 @@ from squidkeeper.record.export.process import ExportProcess, delivery_of, run_ex
 from squidkeeper.record.export.syslog import MESSAGE_BYTES
 from squidkeeper.record.export.targets import ExportTarget, make_target, read_targets
 from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageState,

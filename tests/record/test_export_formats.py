@@ -25,7 +25,7 @@ from squidkeeper.record.export.facts import ExportOptions, clean, facts_of
 from squidkeeper.record.export.formats import FORMATS, MessageEncoder
 from squidkeeper.record.export.messages import ArchiveHead, Gap
 from squidkeeper.record.log.record import LENGTHS, NONE, Record, parse_record
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageState,

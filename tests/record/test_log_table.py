@@ -21,7 +21,7 @@ from squidkeeper.record.log.listing import RequestRow, request_row
 from squidkeeper.record.log.record import NONE, Record, format_time, parse_record
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
-from squidkeeper.record.table.drift import DriftTable
+from squidkeeper.record.table.drift_table import DriftTable
 from squidkeeper.record.table.listing import select_rows
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import Table, open_table

@@ -33,7 +33,7 @@ from squidkeeper.record.report.period import Period
 from squidkeeper.record.report.text import text as text_of
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageState,

@@ -17,7 +17,7 @@ from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.statement import parse_select
 from squidkeeper.record.table.table import Table, open_table
 from squidkeeper.record.table.usage import create_usage
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     append_entry,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidEntry
 from squidkeeper.base.rotated_logs import rotated
-from squidkeeper.record.usage import ledger
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record import usage_ledger
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageEntry,
@@ -176,7 +176,7 @@ def test_processes_write_at_once_and_lose_no_line_when_the_file_is_rotated(
 ) -> None:
     file = ledger_file(tmp_path)
     file.parent.mkdir(parents=True)
-    monkeypatch.setattr(ledger, "FILE_BYTES", 1_000)
+    monkeypatch.setattr(usage_ledger, "FILE_BYTES", 1_000)
     with ProcessPoolExecutor(4) as pool:
         list(
             pool.map(
@@ -206,7 +206,7 @@ def test_a_day_has_its_own_file_and_old_ones_go(
     assert [path.name[:20] for path in rotated(file)] == [
         f"usage.jsonl-{now - timedelta(days=days):%Y%m%d}" for days in (1, 0)
     ]
-    monkeypatch.setattr(ledger, "LEDGER_BYTES", 100)
+    monkeypatch.setattr(usage_ledger, "LEDGER_BYTES", 100)
     append_entry(file, opened(9, at=now + timedelta(days=1)))
     assert rotated(file) == []
 
@@ -218,8 +218,8 @@ def test_one_client_removes_its_own_lines_first(
     file = ledger_file(tmp_path)
     file.parent.mkdir(parents=True)
     line = len(msgspec.json.encode(opened(1))) + 1
-    monkeypatch.setattr(ledger, "FILE_BYTES", 40 * line)
-    monkeypatch.setattr(ledger, "LEDGER_BYTES", 200 * line)
+    monkeypatch.setattr(usage_ledger, "FILE_BYTES", 40 * line)
+    monkeypatch.setattr(usage_ledger, "LEDGER_BYTES", 200 * line)
     others = [
         msgspec.structs.replace(opened(number), client=f"192.0.2.{number % 6}")
         for number in range(60)

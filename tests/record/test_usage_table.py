@@ -19,7 +19,7 @@ from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.cli import main
 from squidkeeper.record.table.database import open_database
 from squidkeeper.record.table.usage import create_usage
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageState,

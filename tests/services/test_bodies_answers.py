@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.usage.tokens import Unmetered, Usage
-from squidkeeper.record.usage.ledger import Amounts, MeteredRequest
+from squidkeeper.record.usage_ledger import Amounts, MeteredRequest
 from squidkeeper.services.bodies.answers import AnswerConnection
 from squidkeeper.services.bodies.arriving import Arriving
 from squidkeeper.services.bodies.connection import IcapConnection

@@ -15,7 +15,7 @@ from squidkeeper.base.helper_metrics import BODIES
 from squidkeeper.base.layout import Layout
 from squidkeeper.operate.setup.sockets import is_open
 from squidkeeper.policy.published import places
-from squidkeeper.record.usage.ledger import latest, ledger_files, read_entries
+from squidkeeper.record.usage_ledger import latest, ledger_files, read_entries
 from squidkeeper.services.bodies.icap import format_chunk
 from squidkeeper.services.bodies.process import BodiesOptions, new_judge
 from squidkeeper.serving.helpers.helper_counters import HelperCounters

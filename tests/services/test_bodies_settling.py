@@ -22,7 +22,7 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.usage.tokens import NOTHING_USED, Unmetered, Usage
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     UsageEntry,
     UsageState,
     latest,

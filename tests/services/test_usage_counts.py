@@ -17,9 +17,9 @@ from squidkeeper.base.helper_metrics import NONE, OTHER
 from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
+from squidkeeper.record import usage_ledger
 from squidkeeper.record.log.drift import DriftChecker
-from squidkeeper.record.usage import ledger
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageState,
@@ -129,7 +129,7 @@ def test_the_name_of_a_model_is_printable(file: Path, policy: CompiledPolicy) ->
 def test_counting_goes_on_over_restarts_and_rotations(
     file: Path, policy: CompiledPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "FILE_BYTES", 1500)
+    monkeypatch.setattr(usage_ledger, "FILE_BYTES", 1500)
     counts = UsageCounts()
     for number in range(20):
         write(file, number, USED, RESERVE, UsageState.METERED)

@@ -335,7 +335,7 @@ def _of_arguments(
 
 
 def _of_record(line: BinaryIO, *given: object) -> Question:
-    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.log.listing import printable_field
     from squidkeeper.record.log.record import NONE, parse_record, parse_time
     from squidkeeper.record.log.requests import request_of, told_by_body, unexplained
 
@@ -368,7 +368,7 @@ def _of_record(line: BinaryIO, *given: object) -> Question:
     by = (
         record.rule
         if told is None
-        else f"{record.rule}, by its body: {printable(told)}"
+        else f"{record.rule}, by its body: {printable_field(told)}"
     )
     what = f"{record.method} {record.url} (logged: {record.verdict} by {by})"
     return (

@@ -53,7 +53,7 @@ class FollowedLog:
         if not follower.readable:
             _refuse_closed(follower.path)
             click.echo(
-                f"{listing.printable(str(follower.path))}: missing or unreadable; waiting for it.",
+                f"{listing.printable_field(str(follower.path))}: missing or unreadable; waiting for it.",
                 err=True,
             )
         while True:

@@ -24,13 +24,13 @@ from squidkeeper.record.log.listing import (
     RequestTable,
     json_finding,
     json_line,
-    printable,
+    printable_field,
     shortened,
 )
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.columns import JUDGED
 from squidkeeper.record.table.database import yield_to_squid
-from squidkeeper.record.table.drift import DriftTable
+from squidkeeper.record.table.drift_table import DriftTable
 from squidkeeper.record.table.lines import Skipped
 from squidkeeper.record.table.listing import (
     KEY_FIELDS,
@@ -44,7 +44,7 @@ from squidkeeper.record.table.listing import (
 )
 from squidkeeper.record.table.table import Table, open_table
 from squidkeeper.record.table.usage import create_usage
-from squidkeeper.record.usage.ledger import ledger_files
+from squidkeeper.record.usage_ledger import ledger_files
 
 if TYPE_CHECKING:
     from squidkeeper.cli.wanted_requests import WantedRequests
@@ -289,7 +289,7 @@ def _write_groups(groups: Groups, by: str, terminal: int | None) -> None:
         key = group.key
         if terminal is not None:
             key = shortened(key, max(_SHORT_KEY // 2, terminal - numbers_take - last))
-        write(f"{printable(row.format(*numbers, group.last, key))}\n")
+        write(f"{printable_field(row.format(*numbers, group.last, key))}\n")
 
 
 def _number(name: str, value: int) -> str:

@@ -100,7 +100,7 @@ def _run(
     from squidkeeper.record.table.statement import drop_rights, lock, parse_select
     from squidkeeper.record.table.table import open_table
     from squidkeeper.record.table.usage import USAGE, create_usage
-    from squidkeeper.record.usage.ledger import ledger_files
+    from squidkeeper.record.usage_ledger import ledger_files
 
     statement = parse_select(sql)
     with open_table(
@@ -142,7 +142,7 @@ def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
 
 
 def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
-    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.log.listing import printable_field
     from squidkeeper.record.table.rows import ROWS_SHOWN, WRITERS, QueryFormat
 
     result = table.connection.execute(sql)
@@ -154,7 +154,7 @@ def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> N
         end_progress()
     for line in WRITERS[form](names, rows):
         file.write(
-            (f"{printable(line[:-1])}\n" if on_terminal else line).encode(
+            (f"{printable_field(line[:-1])}\n" if on_terminal else line).encode(
                 "utf-8", "backslashreplace"
             )
         )

@@ -147,7 +147,7 @@ def _build(
 def _has_usage(table: Table, state: Path | None, period: Period) -> bool:
     from squidkeeper.base.errors import UnreadableLog
     from squidkeeper.record.table.usage import create_usage
-    from squidkeeper.record.usage.ledger import ledger_files
+    from squidkeeper.record.usage_ledger import ledger_files
 
     try:
         files = ledger_files(state, period.since) if state else ()

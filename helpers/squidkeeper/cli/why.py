@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from squidkeeper.record.chain.store_settings import StoreSettings
     from squidkeeper.record.log.filters import Filter
     from squidkeeper.record.table.sources import LiveGateways, TableSources
-    from squidkeeper.record.usage.ledger import UsageEntry
+    from squidkeeper.record.usage_ledger import UsageEntry
     from squidkeeper.record.why.answer import Explained
     from squidkeeper.record.why.details import Surroundings
     from squidkeeper.record.why.search import FailureGroup, Search
@@ -169,7 +169,7 @@ def why(
     from squidkeeper.cli.why_fleet import ask_fleet
     from squidkeeper.record.log.record import format_time
     from squidkeeper.record.table.sources import LiveGateways
-    from squidkeeper.record.usage.ledger import usage_of
+    from squidkeeper.record.usage_ledger import usage_of
     from squidkeeper.record.why.search import Inquiry, Search
 
     ids, files = _ids_and_files(given)
@@ -499,9 +499,9 @@ def _described(sources: TableSources) -> str:
 
 
 def _printable(text: str) -> str:
-    from squidkeeper.record.log.listing import printable
+    from squidkeeper.record.log.listing import printable_field
 
-    return printable(text)
+    return printable_field(text)
 
 
 def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:

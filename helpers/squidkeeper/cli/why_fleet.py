@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from squidkeeper.cli.output import show_json
-from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.listing import printable_field
 
 if TYPE_CHECKING:
     from squidkeeper.record.table.sources import Answer, LiveGateways
@@ -45,10 +45,11 @@ def ask_fleet(
         )
     for name, text in ({} if as_json else told).items():
         click.echo(
-            f"{name}:\n" + "".join(f"{printable(line)}\n" for line in text.splitlines())
+            f"{name}:\n"
+            + "".join(f"{printable_field(line)}\n" for line in text.splitlines())
         )
     for problem in problems:
-        click.echo(printable(f"Not answered: {problem}"), err=True)
+        click.echo(printable_field(f"Not answered: {problem}"), err=True)
     statuses = {answer.status for answer in answers}
     return (
         _NOTHING_TO_SAY

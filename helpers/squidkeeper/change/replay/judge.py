@@ -12,7 +12,7 @@ from squidkeeper.policy.language.model import Action
 from squidkeeper.policy.language.paths import Beginning
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import unrecorded_url
-from squidkeeper.record.log.judging import (
+from squidkeeper.record.log.host_judging import (
     ANY_TIME,
     RecordedHost,
     RecordedHosts,

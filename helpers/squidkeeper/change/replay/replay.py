@@ -21,8 +21,7 @@ from squidkeeper.change.replay.result import (
     Total,
 )
 from squidkeeper.policy.engine import CompiledPolicy
-from squidkeeper.record.log.judging import clients_of
-from squidkeeper.record.table.judging import Decisive, insert, judge_rows, record_from
+from squidkeeper.record.log.host_judging import clients_of
 
 # that the table has to have
 from squidkeeper.record.table.questions import (
@@ -30,6 +29,12 @@ from squidkeeper.record.table.questions import (
 )
 from squidkeeper.record.table.questions import KEY, QuestionTable, in_utc
 from squidkeeper.record.table.questions import SET_APART as _SET_APART
+from squidkeeper.record.table.row_judging import (
+    Decisive,
+    insert,
+    judge_rows,
+    record_from,
+)
 
 if TYPE_CHECKING:
     import duckdb

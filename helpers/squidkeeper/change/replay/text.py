@@ -21,7 +21,7 @@ from squidkeeper.change.replay.result import (
     ReplayResult,
     Total,
 )
-from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.listing import printable_field
 from squidkeeper.record.log.record import format_time, redacted_url, truncate
 from squidkeeper.record.table.rows import as_table
 
@@ -91,7 +91,7 @@ _WHERE_GIVEN: Final = {
 
 def as_text(result: ReplayResult, names: ReplayedNames) -> Iterator[str]:
     """Write the result for a terminal."""
-    yield f"{_judged(result)}\nOLD: {printable(names.old)}\nNEW: {printable(names.new)}\n"
+    yield f"{_judged(result)}\nOLD: {printable_field(names.old)}\nNEW: {printable_field(names.new)}\n"
     for kind in result.totals:
         rows, left_out = _rows(result, kind)
         columns = _columns(rows)
@@ -100,7 +100,7 @@ def as_text(result: ReplayResult, names: ReplayedNames) -> Iterator[str]:
             columns, [[_COLUMNS[name](row) for name in columns] for row in rows]
         )
         yield left_out
-    remarks = "".join(f"{line}\n" for line in _remarks(result, printable))
+    remarks = "".join(f"{line}\n" for line in _remarks(result, printable_field))
     yield f"\n{remarks}" if remarks else ""
 
 
@@ -290,4 +290,4 @@ def _cell(value: object) -> str:
 
 def _code(text: str) -> str:
     escaped = _UNSAFE_IN_CODE.sub(lambda found: f"%{ord(found[0]):02X}", text)
-    return f"`{printable(escaped)}`"
+    return f"`{printable_field(escaped)}`"

@@ -13,7 +13,7 @@ from squidkeeper.change.tightening.findings import Findings, KeptFor, Kind, Narr
 from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.policy.language.matching.table import written
 from squidkeeper.policy.language.model import Rule
-from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.listing import printable_field
 from squidkeeper.record.log.record import format_time
 from squidkeeper.record.table.rows import as_table
 
@@ -63,7 +63,7 @@ def as_text(
     for kind, title in _OTHERS.items():
         names = [other.name for other in found.others if other.kind is kind]
         if names:
-            yield f"\n{title}: {printable(', '.join(names))}\n"
+            yield f"\n{title}: {printable_field(', '.join(names))}\n"
     if not (found.unused or found.narrowed):
         yield "\nno rule is wider than its use\n"
     remarks = [
@@ -131,7 +131,7 @@ def _head(
         return
     period = f"{timestamp(use.first)} to {timestamp(use.last)} UTC"
     addresses = quantity(use.addresses, "address", "addresses")
-    yield f"{quantity(use.requests, 'request')} from {addresses} judged by {printable(name)}, {period}.\n"
+    yield f"{quantity(use.requests, 'request')} from {addresses} judged by {printable_field(name)}, {period}.\n"
     if since and use.first - since > timedelta(days=1):
         yield f"The access log begins on {timestamp(use.first)}, not at {timestamp(since)}.\n"
     short = too_short(found, min_days)

@@ -34,7 +34,7 @@ from squidkeeper.policy.url import (
     readings,
     unrecorded_url,
 )
-from squidkeeper.record.log.judging import (
+from squidkeeper.record.log.host_judging import (
     ANY_TIME,
     RecordedHost,
     RecordedHosts,
@@ -44,8 +44,8 @@ from squidkeeper.record.log.judging import (
 )
 from squidkeeper.record.log.record import NONE, Record, parse_time
 from squidkeeper.record.log.requests import as_sent, token
-from squidkeeper.record.table.judging import Judgements, insert, judge_rows
 from squidkeeper.record.table.questions import QuestionTable, in_utc
+from squidkeeper.record.table.row_judging import Judgements, insert, judge_rows
 
 if TYPE_CHECKING:
     import duckdb

@@ -90,7 +90,7 @@ from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.operate.setup.transaction import Transaction
 from squidkeeper.policy.language.upstreams import DEFAULT
 from squidkeeper.record.chain.keys import ArchiveKey
-from squidkeeper.record.usage.ledger import ledger_file
+from squidkeeper.record.usage_ledger import ledger_file
 from squidkeeper.services.maintenance.own_addresses import (
     own_addresses,
     prepare_own_addresses,

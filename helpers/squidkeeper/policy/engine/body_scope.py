@@ -215,7 +215,9 @@ def judge(rules: Sequence[Rule], sent: SentRequest) -> Iterator[Judged]:
     """Yield what the `body:` of each rule of a list comes to, in their order, down to
     the one that decides.
     """
-    from squidkeeper.policy.bodies.judging import examine  # late: only a body needs it
+    from squidkeeper.policy.bodies.body_forms import (
+        examine,  # late: only a body needs it
+    )
 
     for rule in rules:
         is_deny = rule.action is not Action.ALLOW

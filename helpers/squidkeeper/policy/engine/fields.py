@@ -127,7 +127,7 @@ def body_may_hold(rule: Rule, url: UrlFacts, method: str) -> bool:
     if rule.body is None:
         return True
     # late: only a rule with `body` needs it
-    from squidkeeper.policy.bodies.judging import (
+    from squidkeeper.policy.bodies.body_forms import (
         may_hold,
     )
 

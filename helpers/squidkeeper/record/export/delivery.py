@@ -42,7 +42,7 @@ from squidkeeper.record.export.messages import (
 from squidkeeper.record.export_status import UNREADABLE, ExportState, ExportStore
 from squidkeeper.record.log.follower import Follower, Position, beginning
 from squidkeeper.record.log.record import Record, parse_timed_record
-from squidkeeper.record.usage.ledger import UsageEntry, parse_entry
+from squidkeeper.record.usage_ledger import UsageEntry, parse_entry
 
 # of the log: a bound for the memory of an export, and for what a receiver gets at once
 BATCH_BYTES: Final = 256 * 1024

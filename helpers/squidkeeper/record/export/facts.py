@@ -17,7 +17,7 @@ from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.language.model import BY_BODY, SEALED, UNAVAILABLE
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import parse_authority
-from squidkeeper.record.log.listing import printable, shown_field
+from squidkeeper.record.log.listing import printable_field, shown_field
 from squidkeeper.record.log.record import (
     NONE,
     Record,
@@ -87,7 +87,7 @@ def clean(text: str | None) -> str | None:
     """Write what is not printable in percent-encoding: line ends, other control
     characters, invisible ones.
     """
-    return None if text is None else printable(text)
+    return None if text is None else printable_field(text)
 
 
 _TEXTS: Final = (

@@ -27,7 +27,7 @@ from squidkeeper.record.log.record import (
     decode_field,
     redacted_url,
 )
-from squidkeeper.record.usage.ledger import UsageEntry
+from squidkeeper.record.usage_ledger import UsageEntry
 
 _encoder = msgspec.json.Encoder()
 _SHORTEST: Final = 16  # characters that are left of a text in any case

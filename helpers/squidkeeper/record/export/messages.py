@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.log.record import format_time
-from squidkeeper.record.usage.ledger import UsageEntry
+from squidkeeper.record.usage_ledger import UsageEntry
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0

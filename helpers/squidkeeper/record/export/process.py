@@ -27,7 +27,7 @@ from squidkeeper.record.export.messages import Sender
 from squidkeeper.record.export.syslog import PAYLOAD_BYTES, SyslogSender
 from squidkeeper.record.export.targets import ExportTarget
 from squidkeeper.record.export_status import ExportStore
-from squidkeeper.record.usage.ledger import ledger_file
+from squidkeeper.record.usage_ledger import ledger_file
 
 _NICENESS: Final = 10  # Squid and its helpers go first
 _SYSLOG: Final = (Transport.SYSLOG_TCP, Transport.SYSLOG_TLS)

@@ -28,7 +28,7 @@ from squidkeeper.policy.policy_store.loading import load_stored_revision
 from squidkeeper.policy.policy_store.revisions import StoredRevision, stored_revisions
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import is_unusual, unrecorded_url
-from squidkeeper.record.log import judging
+from squidkeeper.record.log import host_judging
 from squidkeeper.record.log.record import NONE, Record, parse_time, truncated_fields
 from squidkeeper.record.log.requests import token
 
@@ -94,16 +94,20 @@ class HostQuestion:
     the answer where nothing is found.
     """
 
-    asked: tuple[tuple[CompiledPolicy, judging.RecordedHost], ...] = ()
+    asked: tuple[tuple[CompiledPolicy, host_judging.RecordedHost], ...] = ()
     answer: Finding | Unjudged | None = None
     otherwise: Unjudged | None = None
 
     @property
-    def same_for(self) -> judging.SameFor:
+    def same_for(self) -> host_judging.SameFor:
         """For which URLs the answer is the same."""
         if self.answer is not None:
-            return judging.SameFor.EVERY_URL
-        return judging.SameFor.USUAL_URLS if self.silent else judging.SameFor.NO_OTHER
+            return host_judging.SameFor.EVERY_URL
+        return (
+            host_judging.SameFor.USUAL_URLS
+            if self.silent
+            else host_judging.SameFor.NO_OTHER
+        )
 
     @property
     def silent(self) -> bool:
@@ -121,7 +125,7 @@ class HostQuestion:
         """What decides about a usual URL whose path has one reading; None where more of
         the URL does.
         """
-        return judging.beginnings_of(host for _, host in self.asked)
+        return host_judging.beginnings_of(host for _, host in self.asked)
 
     def judge(self, record: Record) -> Finding | Unjudged | None:
         """Find what is wrong with one of these records."""
@@ -161,7 +165,7 @@ class DriftChecker:
         self._policy_of = policy_of
         self._current = current
         self._replacing = replacing
-        self._hosts = judging.RecordedHosts()
+        self._hosts = host_judging.RecordedHosts()
 
     def check(self, record: Record) -> Finding | None:
         """Find what is wrong with a record; None where nothing is, or it could not be
@@ -209,8 +213,8 @@ class DriftChecker:
             return ()
         newer, _ = self._newer(record)
         return (
-            judging.asker_of(policy, record),
-            judging.asker_of(newer, record) if newer else "",
+            host_judging.asker_of(policy, record),
+            host_judging.asker_of(newer, record) if newer else "",
         )
 
     def client_name(self, record: Record) -> str:
@@ -219,7 +223,7 @@ class DriftChecker:
             self._policy_of(record.revision) if record.revision != NONE else None
         ) or self._current()
         return (
-            next(iter(judging.clients_of(policy, record)), helper_metrics.NONE)
+            next(iter(host_judging.clients_of(policy, record)), helper_metrics.NONE)
             if policy
             else helper_metrics.NONE
         )
@@ -260,7 +264,7 @@ def was_served(record: Record) -> bool:
 
 
 def _judge(
-    policy: CompiledPolicy, host: judging.RecordedHost, record: Record
+    policy: CompiledPolicy, host: host_judging.RecordedHost, record: Record
 ) -> Finding | Unjudged | None:
     """Judge at all times at which a helper can have been asked; one that allows the
     request is enough.
@@ -269,7 +273,7 @@ def _judge(
         return None
     try:
         moments = (
-            _moments(record) if host.match.depends_on_time else (judging.ANY_TIME,)
+            _moments(record) if host.match.depends_on_time else (host_judging.ANY_TIME,)
         )
     except (ValueError, OverflowError):  # as above
         return Unjudged.UNKNOWN
@@ -287,7 +291,10 @@ def _judge(
 
 
 def _decide(
-    policy: CompiledPolicy, host: judging.RecordedHost, record: Record, at: datetime
+    policy: CompiledPolicy,
+    host: host_judging.RecordedHost,
+    record: Record,
+    at: datetime,
 ) -> Decision:
     match, url, injected = (
         host.match,

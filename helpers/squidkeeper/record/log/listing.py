@@ -147,7 +147,7 @@ class _Columns:
         if self._left is not None:
             values = [*map(self._cut, self._titles, map(str, values))]
         row = self._row.format(*values)
-        return row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
+        return row if row[:-1].isprintable() else f"{printable_field(row[:-1])}\n"
 
     def _cut(self, title: str, value: str) -> str:
         width = self._widths.get(title)
@@ -162,7 +162,7 @@ def shortened(value: str, width: int) -> str:
     """Leave out the middle of a longer value, which may be a URL; its host comes
     first.
     """
-    value = printable(value)
+    value = printable_field(value)
     value = value.removeprefix("https://") if len(value) > width else value
     if len(value) <= width:
         return value
@@ -262,7 +262,7 @@ def json_line(line: bytes) -> str:
     return f"{text}\n" if text.isprintable() else f"{json.dumps(json.loads(text))}\n"
 
 
-def printable(value: str) -> str:
+def printable_field(value: str) -> str:
     """Escape characters that are not printable."""
     return "".join(
         character if character.isprintable() else quote(character, errors="replace")
@@ -275,7 +275,7 @@ def shown_field(value: str) -> str | None:
     stays encoded.
     """
     decoded = decode_field(value)
-    return None if decoded is None else printable(decoded)
+    return None if decoded is None else printable_field(decoded)
 
 
 def _url(url: str) -> str:

@@ -19,7 +19,7 @@ from squidkeeper.record.report.traffic import Steps, timeline, traffic
 from squidkeeper.record.report.upstreams import upstreams
 from squidkeeper.record.report.usage import usage
 from squidkeeper.record.table.columns import Partial
-from squidkeeper.record.table.drift import DriftTable
+from squidkeeper.record.table.drift_table import DriftTable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

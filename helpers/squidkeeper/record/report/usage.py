@@ -9,7 +9,7 @@ from squidkeeper.record.report import figures
 from squidkeeper.record.report.period import client_label
 from squidkeeper.record.report.traffic import Steps
 from squidkeeper.record.table.usage import USAGE
-from squidkeeper.record.usage.ledger import UsageState
+from squidkeeper.record.usage_ledger import UsageState
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -24,7 +24,7 @@ from squidkeeper.record.table.columns import (
     Column,
 )
 from squidkeeper.record.table.usage import USAGE
-from squidkeeper.record.usage.ledger import UsageState
+from squidkeeper.record.usage_ledger import UsageState
 
 if TYPE_CHECKING:
     import duckdb

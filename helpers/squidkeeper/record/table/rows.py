@@ -11,7 +11,7 @@ from itertools import chain, count
 from math import isfinite
 from typing import Final
 
-from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.listing import printable_field
 from squidkeeper.record.log.record import NONE, format_time
 
 Row = Sequence[object]
@@ -53,7 +53,7 @@ def as_table(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
     """
     kept = list(rows)
     texts = ([name.upper() for name in names], *(map(_shown, row) for row in kept))
-    cells = [[printable(text) for text in row] for row in texts]
+    cells = [[printable_field(text) for text in row] for row in texts]
     widths = [
         min(_WIDEST, max(map(len, column))) for column in zip(*cells, strict=True)
     ]

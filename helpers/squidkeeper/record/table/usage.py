@@ -13,7 +13,7 @@ from squidkeeper.base.errors import UnreadableLog
 from squidkeeper.record.log.log_files import read_failure
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.table.columns import in_period
-from squidkeeper.record.usage.ledger import UsageEntry, UsageState, read_entries
+from squidkeeper.record.usage_ledger import UsageEntry, UsageState, read_entries
 
 if TYPE_CHECKING:
     from squidkeeper.record.table.database import Database

@@ -11,9 +11,9 @@ from typing import Final
 
 from squidkeeper.base.formatting import quantity, thousands
 from squidkeeper.policy.language.quotas import shown_cost
-from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.listing import printable_field
 from squidkeeper.record.log.record import NONE, Record, decode_field, format_time
-from squidkeeper.record.usage.ledger import UsageEntry, UsageState
+from squidkeeper.record.usage_ledger import UsageEntry, UsageState
 from squidkeeper.record.why.cache_log import CacheLine, CacheLog
 from squidkeeper.record.why.causes import (
     BY_CODE,
@@ -202,7 +202,7 @@ def _text(answer: Explained, *, with_gateways: bool) -> str:
     ]
     if answer.cache_line:
         lines.append(f"  cache.log: {shown(answer.cache_line.text, SHOWN_OF_MESSAGE)}")
-    return "".join(f"{printable(line)}\n" for line in lines)
+    return "".join(f"{printable_field(line)}\n" for line in lines)
 
 
 def _row(record: Record, *, with_gateway: bool) -> str:

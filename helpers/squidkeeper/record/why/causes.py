@@ -28,7 +28,7 @@ from squidkeeper.policy.language.model import (
 from squidkeeper.policy.language.quotas import UNCOUNTED
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import gives_credentials, is_private
-from squidkeeper.record.log.listing import printable
+from squidkeeper.record.log.listing import printable_field
 from squidkeeper.record.log.record import (
     CLIENT_ERRORS,
     NONE,
@@ -224,7 +224,7 @@ def facts_of(record: Record) -> dict[str, str]:
 def shown(value: str, length: int = SHOWN) -> str:
     """Bound a value, and escape what is not printable."""
     bounded, missing = truncate(value, length)
-    return f"{printable(bounded)}…" if missing else printable(bounded)
+    return f"{printable_field(bounded)}…" if missing else printable_field(bounded)
 
 
 def shown_url(record: Record) -> str:

@@ -22,7 +22,7 @@ from squidkeeper.policy.language.document import parse_document
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.policy.url import DEFAULT_PORTS
-from squidkeeper.record.log.judging import clients_of
+from squidkeeper.record.log.host_judging import clients_of
 from squidkeeper.record.log.record import (
     NONE,
     Record,

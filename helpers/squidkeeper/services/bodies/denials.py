@@ -17,7 +17,7 @@ from urllib.parse import quote
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
-from squidkeeper.policy.bodies.judging import answer
+from squidkeeper.policy.bodies.body_forms import answer
 from squidkeeper.policy.bodies.sent_request import FormAnswer
 from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.language.model import POLICY_UNAVAILABLE, Rule

@@ -46,7 +46,7 @@ from squidkeeper.policy.usage.reserve import reserve_of, with_usage_asked
 from squidkeeper.policy.usage.tokens import Unmetered, Usage
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.log.requests import token
-from squidkeeper.record.usage.ledger import (
+from squidkeeper.record.usage_ledger import (
     Amounts,
     MeteredRequest,
     UsageEntry,

@@ -29,7 +29,7 @@ from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.policy.published.state_file import silent_seconds
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
-from squidkeeper.record.usage.ledger import ledger_file
+from squidkeeper.record.usage_ledger import ledger_file
 from squidkeeper.services.exporter.certificate import StoreCertificate
 from squidkeeper.services.exporter.checkpoint import CheckpointStore
 from squidkeeper.services.exporter.collector import GatewayCollector

@@ -19,7 +19,7 @@ from squidkeeper.base.helper_metrics import (
 )
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action
 from squidkeeper.policy.language.secret_sources import EnvironmentSource, needed_secrets
-from squidkeeper.record.usage.ledger import UsageState
+from squidkeeper.record.usage_ledger import UsageState
 from squidkeeper.services.exporter.snapshot import Snapshot
 from squidkeeper.serving.counters.layout import key_labels
 from squidkeeper.serving.credentials import SecretStore

@@ -17,7 +17,7 @@ from squidkeeper.policy.url import address_host, parse_address
 from squidkeeper.record.log.follower import Follower, Position
 from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.log.requests import token
-from squidkeeper.record.usage.ledger import UsageEntry, UsageState, parse_entry
+from squidkeeper.record.usage_ledger import UsageEntry, UsageState, parse_entry
 
 MODELS_LIMIT: Final = 64  # that are counted by name; more are `other`
 CELLS_LIMIT: Final = 1000  # of client, rule, model and state: four thousand series

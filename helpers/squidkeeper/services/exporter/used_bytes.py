@@ -19,7 +19,7 @@ from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.policy.protocol.request import CONNECT
-from squidkeeper.record.log.judging import clients_of
+from squidkeeper.record.log.host_judging import clients_of
 from squidkeeper.record.log.record import NONE, Record, is_spliced
 from squidkeeper.serving.quotas.counts import QuotaCount, holder
 from squidkeeper.serving.quotas.local_counts import LocalCounts

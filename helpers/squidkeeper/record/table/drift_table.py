@@ -1,7 +1,7 @@
 """Drift of many records: each distinct question is judged once, and its answer joined
 back.
 
-`DriftChecker` is the one judge; `judging.py` asks it.
+`DriftChecker` is the one judge; `row_judging.py` asks it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from squidkeeper.record.log.drift import DriftChecker, Effective, Finding, was_s
 from squidkeeper.record.log.record import NONE
 from squidkeeper.record.log.requests import asks_splice
 from squidkeeper.record.table.columns import JUDGED
-from squidkeeper.record.table.judging import (
+from squidkeeper.record.table.row_judging import (
     AT,
     Decisive,
     each,

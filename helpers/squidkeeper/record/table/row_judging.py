@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 import msgspec
 
 from squidkeeper.policy.url import LONG_URL, UNUSUAL_CHARACTER
-from squidkeeper.record.log.judging import SameFor
+from squidkeeper.record.log.host_judging import SameFor
 from squidkeeper.record.log.record import NONE, Record, format_time
 from squidkeeper.record.table.database import quoted
 

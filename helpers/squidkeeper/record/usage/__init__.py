@@ -1,3 +1,0 @@
-"""What metered requests have used: tokens and cost, in the ledger that `squidkeeper
-bodies` writes.
-"""
