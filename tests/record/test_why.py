@@ -246,22 +246,6 @@ def test_each_error_of_squids_that_has_a_page_has_a_cause() -> None:
     ] == []
 
 
-FORMER = {  # as former releases wrote them
-    "no-helper": {
-        **DENIED,
-        "rule": "policy-unavailable",
-        "error": "403:ERR_SQUIDKEEPER_UNAVAILABLE_JSON",
-    },
-    "asked": {**DENIED, "rule": "default", "error": "403:ERR_SQUIDKEEPER_ASKED_JSON"},
-    "name-unresolved": {"status": 503, "error": "503:ERR_SQUIDKEEPER_NO_ADDRESS_HTML"},
-    "parent-failed": {**FAILED, "error": "ERR_CONNECT_FAIL", "page": "parent-failed"},
-    "parent-refused": {**FAILED, "error": "ERR_RELAY_REMOTE"},
-    "not-forwarded": {**FAILED, "error": "ERR_READ_ERROR", "page": "not-forwarded"},
-    "invalid-answer": {**FAILED, "error": "ERR_TOO_BIG", "page": "invalid-answer"},
-    "too-large": {"status": 413, "error": "ERR_TOO_BIG", "page": "too-large"},
-}
-
-
 PRECEDENCE = (  # the first cause that holds counts
     (
         "login-needed",
@@ -295,9 +279,7 @@ PRECEDENCE = (  # the first cause that holds counts
 )
 
 
-@pytest.mark.parametrize(
-    ("cause", "fields"), [*RECORDS.items(), *FORMER.items(), *PRECEDENCE]
-)
+@pytest.mark.parametrize(("cause", "fields"), [*RECORDS.items(), *PRECEDENCE])
 def test_a_record_has_its_cause(cause: str, fields: dict[str, Any]) -> None:
     assert code(record(**fields)) == cause
 

@@ -3,7 +3,7 @@
 A cause is found in the record of a request. The first row that holds is the cause: what
 Squid or the gateway decided before the policy stands above the rules, and these stand
 above what failed after an allow. Causes without `holds` leave no record; cache.log has
-them. Lines of former releases name a page of their own for each failure.
+them.
 
 A record tells what Squid saw. Where it can mean something else too, the row is
 `likely`.
@@ -184,8 +184,8 @@ def judge(record: Record) -> KnownCause | None:
 
 
 def error_of(record: Record) -> str:
-    """Return Squid's error, or the page of a denial without status and form."""
-    return record.error.rpartition(":")[2].removesuffix("_JSON").removesuffix("_HTML")
+    """Return Squid's error, or the template of a denial, without the status."""
+    return record.error.rpartition(":")[2]
 
 
 def facts_of(record: Record) -> dict[str, str]:
@@ -285,11 +285,9 @@ def _of_error(*errors: str) -> Holds:
     return lambda record: error_of(record) in errors
 
 
-def _of_page(page: str, *errors: str) -> Holds:
-    """Recognise an error of Squid, or the page that a former release sent for it."""
-    return lambda record: (
-        record.page == page or (record.page == NONE and error_of(record) in errors)
-    )
+def _of_squid(*errors: str) -> Holds:
+    """Recognise errors of Squid that it answers with a page of its own."""
+    return lambda record: record.page == NONE and error_of(record) in errors
 
 
 def _is_login(verdict: str) -> Holds:
@@ -312,10 +310,7 @@ def _is_machine_address(record: Record) -> bool:
 
 
 def _has_no_helper(record: Record) -> bool:
-    is_noted = (
-        record.rule == POLICY_UNAVAILABLE and error_of(record) == "ERR_ACCESS_DENIED"
-    )
-    return is_noted or error_of(record) == "ERR_SQUIDKEEPER_UNAVAILABLE"
+    return record.rule == POLICY_UNAVAILABLE and error_of(record) == "ERR_ACCESS_DENIED"
 
 
 def is_uninspected(record: Record) -> bool:
@@ -342,7 +337,7 @@ def _left_unanswered(record: Record) -> bool:
 
 
 def _is_asked(record: Record) -> bool:
-    return record.page == "asked" or error_of(record) == "ERR_SQUIDKEEPER_ASKED"
+    return record.page == "asked"
 
 
 def _is_refused(record: Record) -> bool:
@@ -374,21 +369,17 @@ def _fault_of(record: Record) -> str:
 
 
 def _is_of_parent(record: Record) -> bool:
-    return (
-        _PARENT in record.squid and error_of(record) in _PARENT_ERRORS
-    ) or record.page == "parent-failed"
+    return _PARENT in record.squid and error_of(record) in _PARENT_ERRORS
 
 
 def _is_refused_by_parent(record: Record) -> bool:
     is_refused = _PARENT in record.squid and error_of(record) == _REFUSED_ANSWER
-    return is_refused or _of_page(
-        "parent-refused", "ERR_RELAY_REMOTE", "ERR_SQUIDKEEPER_PARENT_REFUSED"
-    )(record)
+    return is_refused or _of_squid("ERR_RELAY_REMOTE")(record)
 
 
 def _is_not_forwarded(record: Record) -> bool:
     is_unsent = error_of(record) == "ERR_READ_ERROR" and "HIER_NONE" in record.squid
-    return is_unsent or _of_page("not-forwarded", "ERR_CANNOT_FORWARD")(record)
+    return is_unsent or _of_squid("ERR_CANNOT_FORWARD")(record)
 
 
 def _is_no_tls(record: Record) -> bool:
@@ -670,7 +661,7 @@ CAUSES: Final = (
         "Run `squidkeeper doctor`, which asks the gateway's resolver and names its process, and"
         " `dig @127.53.53.53 NAME`. Then read `journalctl -u squidkeeper-maintenance`, or maintenance.log."
         " A name that only a parent proxy can resolve needs `resolve: upstream`.",
-        _of_error("ERR_SQUIDKEEPER_NO_ADDRESS", "ERR_DNS_FAIL"),
+        _of_error("ERR_DNS_FAIL"),
     ),
     KnownCause(
         "parent-failed",
@@ -750,11 +741,9 @@ CAUSES: Final = (
         "{authority}{address} sent an answer that the gateway does not take: its head is malformed or too large, or it"
         " is a part (206) beyond a petabyte. Or an ICAP service of local.conf failed.",
         _FROM_HERE,
-        _of_page(
-            "invalid-answer",
+        _of_squid(
             "ERR_INVALID_RESP",
             _REFUSED_ANSWER,
-            "ERR_SQUIDKEEPER_INVALID_ANSWER",
         ),
     ),
     # The client
@@ -764,14 +753,14 @@ CAUSES: Final = (
         "The request, or the answer to it, is larger than squid.conf lets pass.",
         "Let the client send or ask for less at a time, or raise `request_header_max_size`, `request_body_max_size` or"
         " `reply_body_max_size` in local.conf.",
-        _of_page("too-large", "ERR_TOO_BIG"),
+        _of_squid("ERR_TOO_BIG"),
     ),
     KnownCause(
         "not-cached",
         "error `ERR_ONLY_IF_CACHED_MISS`",
         "The request asks for a cached answer only, and the gateway has none.",
         "Let the client send it without `Cache-Control: only-if-cached`.",
-        _of_page("not-cached", "ERR_ONLY_IF_CACHED_MISS"),
+        _of_squid("ERR_ONLY_IF_CACHED_MISS"),
     ),
     KnownCause(
         "ca-not-trusted",
@@ -803,20 +792,15 @@ CAUSES: Final = (
         "any other error of a request that Squid does not understand",
         "Squid does not understand the request ({error}): its method, URL, HTTP version or a header is not valid.",
         "Let the client send valid HTTP/1.1, with an absolute URL to the proxy port.",
-        _of_page(
-            *(
-                "not-http",
-                "ERR_INVALID_URL",
-                "ERR_INVALID_REQ",
-                "ERR_UNSUP_REQ",
-                "ERR_UNSUP_HTTPVERSION",
-            ),
-            *(
-                "ERR_CONFLICT_HOST",
-                "ERR_PROTOCOL_UNKNOWN",
-                "ERR_PRECONDITION_FAILED",
-                "ERR_URN_RESOLVE",
-            ),
+        _of_squid(
+            "ERR_INVALID_URL",
+            "ERR_INVALID_REQ",
+            "ERR_UNSUP_REQ",
+            "ERR_UNSUP_HTTPVERSION",
+            "ERR_CONFLICT_HOST",
+            "ERR_PROTOCOL_UNKNOWN",
+            "ERR_PRECONDITION_FAILED",
+            "ERR_URN_RESOLVE",
         ),
     ),
     KnownCause(

@@ -429,8 +429,7 @@ def _distrust(record: Record, known: Surroundings) -> Detail:
 
 
 def _parent(record: Record, known: Surroundings) -> Detail:
-    is_near = known.cache_log.near("parent-failed", record) is not None
-    return Detail(is_sure=is_near or record.page == "parent-failed")
+    return Detail(is_sure=known.cache_log.near("parent-failed", record) is not None)
 
 
 def _no_policy(_record: Record, known: Surroundings) -> Detail:
