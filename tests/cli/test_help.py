@@ -1,10 +1,11 @@
 """The help texts of the command line: short, and true.
 
-What is made of them: completion, and the manual page.
+What is made of them: completion, and the manual pages.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli import main
+from squidkeeper.cli.manual_tables import TABLES
 from squidkeeper.cli.shell_files import shell_files
 
 ROOT = Layout.of(Path("/srv/gw"))
@@ -152,33 +154,58 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
         }, name
 
 
-@pytest.mark.system
-def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
-    (tmp_path / "page").write_text(shell_files(ROOT)["man"])
-    assert "manual page squidkeeper(1)" in (main.help or "")
-    shown = subprocess.run(
+def pages() -> dict[str, str]:
+    return {
+        path.name.removesuffix(".1"): text
+        for path, text in shell_files(ROOT).items()
+        if path.parent == ROOT.manual
+    }
+
+
+def shown(text: str, folder: Path) -> str:
+    """What `man` shows of a page, which it takes without a warning."""
+    (folder / "page").write_text(text)
+    done = subprocess.run(
         ["man", "--warnings", "-l", "page"],
-        cwd=tmp_path,
+        cwd=folder,
+        env={**os.environ, "MANWIDTH": "200"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert shown.stderr == ""
-    assert {
-        name for name in COMMANDS if f"\n   squidkeeper {name}" not in shown.stdout
-    } == set()
-    words = set(re.findall(r"--[a-z-]+", shown.stdout))
-    options = {
-        one
-        for command in COMMANDS.values()
-        for one in command.params
-        if not getattr(one, "hidden", True)
-    }
-    assert {
-        word for option in options for word in option.opts if word.startswith("--")
-    } <= words
-    assert "[default: /srv/gw/etc/policy]" in shown.stdout
-    assert "/etc/squidkeeper/policy]" not in shown.stdout
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_each_command_has_a_manual_page() -> None:
+    own = {name for name in COMMANDS if " " not in name}
+    assert pages().keys() == {"squidkeeper", *(f"squidkeeper-{name}" for name in own)}
+    assert "squidkeeper-COMMAND(1)" in (main.help or "")
+
+
+@pytest.mark.system
+def test_the_manual_has_every_command_option_and_row(tmp_path: Path) -> None:
+    overview = shown(pages()["squidkeeper"], tmp_path)
+    for name, command in COMMANDS.items():
+        group = name.split()[0]
+        text = shown(pages()[f"squidkeeper-{group}"], tmp_path)
+        assert f"squidkeeper-{group}(1)" in overview
+        assert f"   squidkeeper {name}" in text
+        assert {
+            word
+            for option in command.params
+            if not getattr(option, "hidden", True)
+            for word in option.opts
+            if word.startswith("--")
+        } <= set(re.findall(r"--[a-z-]+", text)), name
+    check = shown(pages()["squidkeeper-check"], tmp_path)
+    assert "[default: /srv/gw/etc/policy]" in check
+    assert "/etc/squidkeeper/policy]" not in check
+    for name, tables in TABLES.items():
+        text = shown(pages()[f"squidkeeper-{name}"], tmp_path)
+        for title, rows in tables.items():
+            assert f"\n{title}\n" in text
+            assert [term for term, _ in rows() if term not in text] == []
 
 
 @pytest.mark.system
@@ -191,7 +218,7 @@ def test_the_manual_page_has_every_command_and_option(tmp_path: Path) -> None:
     ],
 )
 def test_bash_completes(tmp_path: Path, line: str, word: str) -> None:
-    (tmp_path / "script").write_text(shell_files(ROOT)["bash"])
+    (tmp_path / "script").write_text(shell_files(ROOT)[ROOT.completions["bash"]])
     script = f"""
         PATH={Path(sys.executable).parent}:$PATH
         . {tmp_path}/script

@@ -11,10 +11,8 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-TESTS: dict[str, list[dict[str, list[str]]]] = yaml.safe_load(
-    Path(__file__).with_name("promises.yaml").read_text()
-)
-PROVEN = [
+TESTS = yaml.safe_load(Path(__file__).with_name("promises.yaml").read_text())
+PROVEN: list[tuple[str, str, list[str]]] = [
     (section, row["fault"], row["tests"])
     for section, rows in TESTS.items()
     for row in rows

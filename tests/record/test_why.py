@@ -37,6 +37,7 @@ from squidkeeper.serving.tickets.store import TicketState, TicketStore
 from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 
 from ..conftest import NOW, compiled_of, decided, write_policy
+from ..documents.code_tables import render
 from ..markup import HOSTILE
 from ..records import after_noon, record, record_line
 
@@ -1457,37 +1458,9 @@ def test_crashes_of_which_squid_said_the_same_are_one_cause() -> None:
 # --- the document ---------------------------------------------------------------------
 
 
-def table() -> str:
-    facts = {
-        **{
-            name: name.upper()
-            for name in (
-                "host",
-                "authority",
-                "rule",
-                "user",
-                "sni",
-                "tunnel",
-                "found",
-                "status",
-            )
-        },
-        "error": "ERROR",
-        **{name: name.upper() for name in ("told", "origins", "clients")},
-        "fault": "FAULT",
-        "address": " (ADDRESS)",
-        "at": " (FILE:LINE)",
-        "reason": ": REASON",
-    }
-    rows = ["| cause | recognised by | sentence | what to do |", "|---|---|---|---|"]
-    for cause in CAUSES:
-        facts["reason"] = "REASON" if cause.code == "squid-ended" else ": REASON"
-        likely = " (likely)" if cause.likely else ""
-        rows.append(
-            f"| `{cause.code}`{likely} | {cause.how} | {cause.say(facts)} | {cause.advise(facts)} |"
-        )
-    return "\n".join(rows) + "\n"
-
-
 def test_the_document_has_the_table_of_causes() -> None:
-    assert table() in DOCUMENT.read_text(), table()
+    page = DOCUMENT.read_text()
+    assert "<!-- rendered: causes -->" in page
+    assert page == render(page), (
+        "python -m tests.documents.code_tables squid/TROUBLESHOOTING.md"
+    )

@@ -340,17 +340,23 @@ class Layout:
         return None if self.root else Path("/usr/local/bin/squidkeeper")
 
     @property
-    def shell_files(self) -> dict[str, Path]:
-        """What shells read to complete commands, and `man`; both also look beside the
-        program on PATH.
-        """
-        share = (self.root or Path("/usr/local")) / "share"
+    def share(self) -> Path:
+        """What shells and `man` read; both also look beside the program on PATH."""
+        return (self.root or Path("/usr/local")) / "share"
+
+    @property
+    def completions(self) -> dict[str, Path]:
+        """What completes commands, by shell."""
         return {
-            "bash": share / "bash-completion/completions/squidkeeper",
-            "zsh": share / "zsh/site-functions/_squidkeeper",
-            "fish": share / "fish/vendor_completions.d/squidkeeper.fish",
-            "man": share / "man/man1/squidkeeper.1",
+            "bash": self.share / "bash-completion/completions/squidkeeper",
+            "zsh": self.share / "zsh/site-functions/_squidkeeper",
+            "fish": self.share / "fish/vendor_completions.d/squidkeeper.fish",
         }
+
+    @property
+    def manual(self) -> Path:
+        """The folder of manual pages: `squidkeeper.1`, `squidkeeper-COMMAND.1`."""
+        return self.share / "man/man1"
 
     @property
     def squid_service(self) -> str:

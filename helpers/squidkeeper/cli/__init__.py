@@ -145,5 +145,6 @@ def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
     `squidkeeper COMMAND --help` tells more about a command. The installation adds the
-    manual page squidkeeper(1), and completion for bash, zsh and fish, to share/.
+    manual pages squidkeeper(1) and squidkeeper-COMMAND(1) to share/, and completion for
+    bash, zsh and fish.
     """

@@ -302,7 +302,7 @@ def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
     raise SystemExit(status)
 
 
-def _shell_files(given: Mapping[str, Any]) -> dict[str, str]:
+def _shell_files(given: Mapping[str, Any]) -> dict[Path, str]:
     if given["uninstall"]:  # it does without the dependencies of other commands
         return {}
     from squidkeeper.cli.shell_files import shell_files

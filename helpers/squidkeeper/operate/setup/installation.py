@@ -809,10 +809,7 @@ class Installation:
                 f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}",
             )
             return
-        files |= {
-            path: _file(self._options.shell_files[name])
-            for name, path in layout.shell_files.items()
-        }
+        files |= {path: _file(text) for path, text in self._options.shell_files.items()}
 
     def _prepare_revision(self) -> None:
         if revision := revision_of(self._options.source):

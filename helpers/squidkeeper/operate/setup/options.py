@@ -75,8 +75,8 @@ class SetupOptions:
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False
-    # the texts of `Layout.shell_files`
-    shell_files: Mapping[str, str] = field(default_factory=dict)
+    # completion and manual pages, each with its text
+    shell_files: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def exporter(self) -> str:

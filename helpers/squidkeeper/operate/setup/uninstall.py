@@ -151,10 +151,15 @@ def _remove_files(layout: Layout) -> None:
         layout.supervise,
     ):
         remove(path)
+    shell_files = (
+        *layout.completions.values(),
+        layout.manual / "squidkeeper.1",
+        *layout.manual.glob("squidkeeper-*.1"),
+    )
     if layout.command is None or read_entry(layout.command) == Link(
         str(layout.program)
     ):
-        for path in (*layout.shell_files.values(), *filter(None, [layout.command])):
+        for path in (*shell_files, *filter(None, [layout.command])):
             remove(path)
     remove(layout.program)
     for venv in layout.prefix.glob(
@@ -162,11 +167,9 @@ def _remove_files(layout: Layout) -> None:
     ):  # this process may run from one of them: it has imported what it needs
         remove(venv)
     depth = 3 if layout.root else 1  # up to share/, which is ours below a root alone
-    of_shells = [
-        path.parents[level]
-        for level in range(depth)
-        for path in layout.shell_files.values()
-    ]
+    of_shells = dict.fromkeys(
+        path.parents[level] for level in range(depth) for path in shell_files
+    )
     folders = (
         layout.commands,
         layout.exports,
