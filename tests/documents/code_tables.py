@@ -74,10 +74,10 @@ def _findings() -> Iterator[list[str]]:
 
 
 def _causes() -> Iterator[list[str]]:
-    yield ["cause", "recognised by", "sentence", "what to do"]
-    for code, how, sentence, remedy in cause_rows():
+    yield ["cause", "recognised by", "sentence"]
+    for code, how, sentence, _ in cause_rows():
         name, _, likely = code.partition(" ")
-        yield [f"`{name}` {likely}".strip(), how, sentence, remedy]
+        yield [f"`{name}` {likely}".strip(), how, sentence]
 
 
 def _conditions() -> Iterator[list[str]]:
@@ -90,10 +90,10 @@ def _conditions() -> Iterator[list[str]]:
 
 
 def _metrics() -> Iterator[list[str]]:
-    yield ["metric", "labels", "meaning"]
+    yield ["metric", "labels"]
     for metric in METRICS:
         labels = " ".join(f"`{label}`" for label in metric.labels) or _NONE
-        yield [f"`{metric.name}`", labels, metric.help]
+        yield [f"`{metric.name}`", labels]
 
 
 _TABLES: Final[Mapping[str, Callable[[], Iterator[list[str]]]]] = {

@@ -26,7 +26,7 @@ from squidkeeper.record.usage_ledger import (
 )
 from tests.records import NOON, after_noon, record_line
 
-DOCUMENT = (Path(__file__).parents[2] / "squid/observe/TABLE.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "squid/observe/RECORD.md").read_text()
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
 
 _OF_CLIENTS = (
