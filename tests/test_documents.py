@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
+from squidkeeper.operate.setup.gateway_settings import settings_schema
 from squidkeeper.policy.language.model import VERDICT_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
@@ -125,13 +126,26 @@ def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
     assert len(set(terms)) == len(terms)
 
 
-def test_each_option_of_the_installer_has_its_row() -> None:
+def test_each_option_and_setting_of_the_installer_has_its_row() -> None:
     usage = (REPOSITORY / "helpers/squidkeeper/operate/setup/usage.txt").read_text()
     options = re.findall(r"^  (--[a-z-]+)", usage, re.MULTILINE)
     rows = re.findall(
-        r"^\| `(--[a-z-]+)", (REPOSITORY / "squid/INSTALL.md").read_text(), re.MULTILINE
+        r"^\| `([^`]+)` \| ([^|]*)",
+        (REPOSITORY / "squid/INSTALL.md").read_text(),
+        re.MULTILINE,
     )
-    assert sorted(rows) == sorted(set(options) - {"--help"})
+    first = [name for name, _ in rows if name.startswith("--")]
+    second = [option for _, cell in rows for option in re.findall("`(--[a-z-]+)", cell)]
+    found = {option.split(" ")[0] for option in (*first, *second)}
+    assert found == set(options) - {"--help"}
+    schema = settings_schema()
+    keys = {"tls"}
+    for key, about in schema["properties"].items():
+        section = schema["$defs"].get(about.get("$ref", "").rpartition("/")[2], {})
+        inner = section.get("properties")
+        keys |= {f"{key}.{name}" for name in inner} if inner else {key}
+    named = [name for name, cell in rows if cell.startswith("`--")]
+    assert sorted(named) == sorted(keys - {"version"})
 
 
 @pytest.mark.parametrize(

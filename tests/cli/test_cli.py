@@ -1090,8 +1090,12 @@ def test_the_help_has_a_line_for_each_command_that_fits() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--certificates mine", "--certificates mine: expected squidkeeper or squid"),
+        ("--certificates mine", "--certificates mine: 'certificates' is 'mine'"),
         ("--tls-name a/b", "--tls-name a/b: "),
+        ("--ca root", "--ca root: 'ca' is 'root', expected one of direct, "),
+        ("--intermediate-days 0", "--intermediate-days 0: 'intermediate_days' is "),
+        ("--log-bytes 63M", "--log-bytes 63M: '63M' is no size, "),
+        ("--listen 99999", "--listen 99999: 'listen' is the number 99999, "),
         ("--gateway a/b", "--gateway a/b: "),
         ("--upstream ftp://parent.example", "--upstream ftp://parent.example: "),
         (

@@ -1595,8 +1595,9 @@ def test_the_proxy_is_haproxy_where_it_takes_the_clients_and_has_to_be_given_wit
         "http_port 127.80.0.1:3129 require-proxy-header\n"
     )
     layout = Layout.of(tmp_path)
-    layout.haproxy.parent.mkdir(parents=True, exist_ok=True)
-    layout.haproxy.write_text("# As given: --listen 192.0.2.1:3129\n")
+    layout.settings_in_force.write_text(
+        "version: 1\nlisten: 192.0.2.1:3129\ntls: {names: auto}\n"
+    )
     assert (
         "export HTTPS_PROXY=http://192.0.2.1:3129\n"
         in run("env", "--root", tmp_path)[1]

@@ -121,6 +121,9 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
     layout.local.write_text(ours.local_conf())
     if ours.transparent:
         layout.dns.write_text(ours.dns())
+        layout.settings_in_force.write_text(
+            f"version: 1\ntransparent: {json.dumps(ours.transparent)}\n"
+        )
     (layout.policy / "policy.yaml").write_text(POLICY)
     (layout.policy / "secret").write_text("s3cr3t-of-this-test\n")
     (layout.policy / "secret").chmod(0o600)
@@ -531,6 +534,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def edited_settings(layout: Layout) -> None:
+    layout.settings_in_force.write_text("version: 1\n")
+    layout.settings.write_text("version: 1\nworkers: 2\n")
+
+
 def other_errors(layout: Layout) -> None:
     edit(
         layout.fragment,
@@ -585,6 +593,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         without(conf, "\naccess_log ", "\n#access_log "),
         "squidkeeper is missing",
     ),
+    ("settings-not-applied", edited_settings, "edited, and not applied"),
     ("worker-port-shared", lambda layout: add(layout, "workers 2\n"), "http_port "),
     (
         "few-descriptors",
@@ -1456,7 +1465,8 @@ def test_clients_that_come_from_a_load_balancer_or_haproxy_are_no_fault(
 ) -> None:
     layout = install(tmp_path, **options)
     if "tls" in options:
-        layout.haproxy.write_text("# As given: --listen 3129\n")
+        layout.haproxy.write_text("global\n")
+        layout.settings_in_force.write_text("version: 1\ntls: {names: auto}\n")
     inspection = inspect(layout)
     for code in ("proxy-header-from-nobody", "proxy-protocol-open"):
         assert found(code, inspection) == []
@@ -1920,7 +1930,9 @@ def test_no_line_ends_the_examination(
 
 
 def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:
-    layout.haproxy.write_text("# As given: --listen 127.0.0.9:3129\n")
+    layout.settings_in_force.write_text(
+        "version: 1\nlisten: 127.0.0.9:3129\ntls: {names: auto}\n"
+    )
     inspection = inspect(layout)
     assert (inspection.view.place.squid_address, inspection.listens) == (
         "127.0.0.9:3129",

@@ -1151,9 +1151,9 @@ def test_an_address_that_is_taken_or_another_machines_fails_before_anything_is_r
             )
     message = "192.0.2.1:3129 is not an address of this machine"
     assert_fails_and_leaves(gateway, "listen", message, "--listen", "192.0.2.1:3129")
-    message = "--status-from shows the status page to other machines, and the exporter listens on 127.0.0.1:"
+    message = "'status_from' shows the status page to other machines, and the exporter serves this one alone"
     assert_fails_and_leaves(
-        gateway, "directories", message, "--status-from", "10.0.0.0/24"
+        gateway, "settings", message, "--status-from", "10.0.0.0/24"
     )
 
 
@@ -2162,11 +2162,11 @@ def test_a_load_balancer_is_named_kept_and_left(gateway: Gateway) -> None:
     for options, refusal in (
         (
             ("--behind", "127.0.0.1", "--tls"),
-            "--behind and --tls exclude each other: the load balancer takes the",
+            "'behind' and 'tls' exclude each other: the load balancer takes the",
         ),
         (
             ("--behind", "127.0.0.1", "--no-exporter"),
-            "--behind needs the exporter, which tells the load balancer",
+            "'behind' needs the exporter, which tells the load balancer",
         ),
         (
             ("--health-listen", "9130"),
@@ -2206,7 +2206,7 @@ def test_a_load_balancer_is_named_kept_and_left(gateway: Gateway) -> None:
     [
         (
             ("--tls-name", "a b"),
-            "name hosts and addresses, such as gateway.example,192.168.137.1",
+            "--tls-name a b: host 'a b' is not a host name",
         ),
         (
             ("--tls-name", "gateway.example"),

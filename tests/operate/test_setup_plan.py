@@ -450,7 +450,7 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
             id="another port restarts",
         ),
         pytest.param(
-            with_files(fragment=File(b"workers 2\nfragment\n")),
+            replace(with_files(fragment=File(b"workers 2\n")), workers=2),
             HERE,
             [(StepKind.PUT, LAYOUT.fragment), (StepKind.RESTART_SQUID, LAYOUT.applied)],
             id="another number of workers restarts",

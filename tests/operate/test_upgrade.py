@@ -221,6 +221,9 @@ def upgraded(
         # the environment that takes long to build, which the older revision removed
         venv = gateway.place("bin/squidkeeper").resolve().parent.parent
         machine.run("ln", "--symbolic", venv, "/opt/squidkeeper/")
+        # the older revision had no file of settings
+        settings = machine.path("/etc/squidkeeper/gateway.yaml")
+        settings.write_text(f"version: 1\nlisten: {listen}\n")
         # not restarted: clients keep their connections
         assert "squid         reconfigured" in upgrade(machine, source)
         origin = ("python3", "-m", "http.server", str(PORT))

@@ -92,6 +92,8 @@ class Layout:
     ca_cert: Annotated[Path, "/etc/squidkeeper/ca/ca.crt", "etc/ca/ca.crt"]
     # root's alone, where it is here at all
     ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]
+    # the operator's, and changed by options of install.sh
+    settings: Annotated[Path, "/etc/squidkeeper/gateway.yaml", "etc/gateway.yaml"]
     policy: Annotated[Path, *POLICY]
     # root's programs that print secrets
     commands: Annotated[Path, "/etc/squidkeeper/commands", "etc/commands"]
@@ -193,6 +195,11 @@ class Layout:
     def applied(self) -> Path:
         """What Squid was last told: where it listens, and hashes of what it read."""
         return self.prefix / "applied"
+
+    @property
+    def settings_in_force(self) -> Path:
+        """The settings as the last run of install.sh applied them."""
+        return self.prefix / "applied-gateway.yaml"
 
     @property
     def revision(self) -> Path:

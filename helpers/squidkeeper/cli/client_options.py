@@ -207,14 +207,14 @@ def _proxy_of(found: ClientOfGateway) -> Proxy:
     listens on every address.
     """
     from squidkeeper.operate.client_kit.environment import parse_proxy
-    from squidkeeper.operate.setup.configuration import listen_of, listen_of_haproxy
+    from squidkeeper.operate.setup.configuration import listen_of
     from squidkeeper.operate.setup.entries import text_at
+    from squidkeeper.operate.setup.settings_file import settings_in_force
     from squidkeeper.services.maintenance.own_addresses import interface_addresses
 
     layout = found.layout
-    listen = listen_of_haproxy(text_at(layout.haproxy)) or listen_of(
-        text_at(layout.conf)
-    )
+    settings = settings_in_force(layout)
+    listen = settings.listen if settings.tls else listen_of(text_at(layout.conf))
     if not listen:
         raise InvalidSetting(
             f"{layout.conf} cannot be read, or has no http_port: give --proxy URL"

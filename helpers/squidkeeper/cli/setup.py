@@ -1,158 +1,32 @@
 """`squidkeeper setup`: what install.sh ends in."""
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from ipaddress import ip_address
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
 from click.core import ParameterSource
 
-from squidkeeper.base.errors import FleetFailed, InvalidUrl, PatternError, SetupFailed
+from squidkeeper.base.errors import FleetFailed, SetupFailed
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.setup.options import (
-    BUMPS,
-    GENERATORS,
-    MOST_WORKERS,
-    NO_UPSTREAM,
-    NOT_BEHIND,
-    NOT_SHOWN,
-    NOT_TRANSPARENT,
-    SetupOptions,
-)
+from squidkeeper.operate.setup.options import SetupOptions
 
 _FOLDER = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
-_MOST_DAYS = 36_500
+# the options that change gateway.yaml
+_SETTINGS: Final = (
+    *("gateway", "listen", "workers", "tls_name", "behind", "health_listen"),
+    *("transparent", "upstream", "bump", "certificates", "ca", "intermediate_days"),
+    *("exporter_listen", "status_from", "log_bytes", "archive_days", "archive_bytes"),
+)
+_SWITCHES: Final = ("no_exporter", "tls", "no_tls")
+_CHANGES: Final = {*_SETTINGS, *_SWITCHES}
 _COMMAND_LINE: Final = ParameterSource.COMMANDLINE
 _OF_FLEET: Final = {"fleet", "haproxy_cfg", "haproxy_state", "haproxy_pid", "dry_run"}
 _HEARTBEAT_SECONDS = (
     5.0  # within which a process that has just started gives one, or a task finds it
 )
-
-
-def _server_names(value: str) -> tuple[str, ...]:
-    from squidkeeper.services.maintenance.tls import parse_server_names
-
-    try:
-        return parse_server_names(value) if value else ()
-    except InvalidUrl as error:
-        raise click.BadParameter(
-            f"{error}: name hosts and addresses, such as gateway.example,192.168.137.1"
-        ) from error
-
-
-def _upstream(value: str) -> str:
-    from squidkeeper.policy.language.upstreams import parse_upstream_url
-
-    try:
-        if value not in ("", NO_UPSTREAM):
-            parse_upstream_url(value)
-    except PatternError as error:
-        raise click.BadParameter(f"{error} (or none: no parent)") from error
-    return value
-
-
-def _one_of(choices: Collection[str], value: str) -> str:
-    if value not in ("", *choices):
-        raise click.BadParameter(f"expected {' or '.join(choices)}")
-    return value
-
-
-def _gateway_name(value: str) -> str:
-    from squidkeeper.operate.setup.configuration import is_gateway_name
-    from squidkeeper.record.log.record import GATEWAY_LENGTH
-
-    if value and not is_gateway_name(value):
-        raise click.BadParameter(
-            f"expected at most {GATEWAY_LENGTH} letters, digits and . _ -, a letter or digit at both ends,"
-            " such as egress-1.example"
-        )
-    return value
-
-
-def _balancers(value: str) -> tuple[str, ...]:
-    try:
-        return (
-            NOT_BEHIND
-            if value == "none"
-            else tuple(str(ip_address(place)) for place in value.split(",") if value)
-        )
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{error}: name addresses, such as 10.0.0.5,10.0.0.6, or none"
-        ) from error
-
-
-def _transparent(value: str) -> tuple[str, ...]:
-    if value == "none":
-        return NOT_TRANSPARENT
-    try:
-        addresses = [ip_address(place) for place in value.split(",") if value]
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{error}: name addresses, such as 192.168.137.1,fd00::1, or none"
-        ) from error
-    if len({address.version for address in addresses}) < len(addresses):
-        raise click.BadParameter(
-            "a name has one address of each kind: expected one of IPv4, one of IPv6, or both"
-        )
-    if any(address.is_unspecified or address.is_multicast for address in addresses):
-        raise click.BadParameter(
-            "expected an address of this machine, which clients can reach"
-        )
-    return tuple(map(str, addresses))
-
-
-def _networks(value: str) -> tuple[str, ...]:
-    from squidkeeper.policy.language.hosts import parse_network
-
-    try:
-        return (
-            NOT_SHOWN
-            if value == "none"
-            else tuple(str(parse_network(place)) for place in value.split(",") if value)
-        )
-    except PatternError as error:
-        raise click.BadParameter(
-            f"{error}: name networks, such as 10.0.0.0/24,fd00::/64, or none"
-        ) from error
-
-
-def _workers(value: str) -> str:
-    if value and not (
-        value.isascii() and value.isdecimal() and 1 <= int(value) <= MOST_WORKERS
-    ):
-        raise click.BadParameter(
-            f"expected a number from 1 to {MOST_WORKERS}; beyond it, add a gateway"
-        )
-    return str(int(value)) if value else ""
-
-
-def _days(value: str) -> str:
-    if value not in ("", "auto") and not (
-        value.isascii() and value.isdecimal() and 1 <= int(value) <= _MOST_DAYS
-    ):
-        raise click.BadParameter(
-            f"expected a number of days from 1 to {_MOST_DAYS}, or auto"
-        )
-    return value
-
-
-_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
-    "archive_days": _days,
-    "behind": _balancers,
-    "certificates": partial(_one_of, GENERATORS),
-    "status_from": _networks,
-    "tls_name": _server_names,
-    "transparent": _transparent,
-    "upstream": _upstream,
-    "bump": partial(_one_of, BUMPS),
-    "gateway": _gateway_name,
-    "workers": _workers,
-}
 
 
 def _prepared(
@@ -173,18 +47,9 @@ def _hidden_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add what install.sh passes on: the fields of `SetupOptions`."""
     for name in ("source", "venv", "root", "policy", "ca_dir"):
         command = click.option(_option(name), type=_FOLDER, hidden=True)(command)
-    for name in ("open", "no_exporter", "tls", "no_tls", "no_start", "uninstall"):
+    for name in ("open", *_SWITCHES, "no_start", "uninstall"):
         command = click.option(_option(name), is_flag=True, hidden=True)(command)
-    sizes = ("log_bytes", "archive_bytes")
-    for name in (
-        *_PARSERS,
-        *sizes,
-        "listen",
-        "exporter_listen",
-        "health_listen",
-        "ca",
-        "intermediate_days",
-    ):
+    for name in _SETTINGS:
         command = click.option(_option(name), default="", hidden=True)(command)
     return command
 
@@ -287,7 +152,9 @@ def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
 
     try:
         options = SetupOptions(
-            **{**given, **_parsed(given), "shell_files": _shell_files(given)}
+            **{name: value for name, value in given.items() if name not in _CHANGES},
+            settings=_changes(given),
+            shell_files=_shell_files(given),
         )
     except click.UsageError as error:
         remove_prepared(given["work"], given["made"])
@@ -351,16 +218,18 @@ def _examine(options: SetupOptions) -> None:
         say("doctor", text)
 
 
-def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that change gateway.yaml, each checked; `UsageError` names the
+    first that is wrong.
+    """
     if given["dry_run"] and given["uninstall"]:
         raise click.UsageError("--dry-run is for an installation, not for --uninstall")
     if given["tls"] and given["no_tls"]:
         raise click.UsageError("--tls and --no-tls exclude each other")
-    return {name: _parse(name, given[name]) for name in _PARSERS}
+    changes = {name: given[name] for name in _SETTINGS if given[name]}
+    for name, value in changes.items():
+        from squidkeeper.operate.setup.settings_file import option_fault
 
-
-def _parse(name: str, value: str) -> Any:
-    try:
-        return _PARSERS[name](value)
-    except click.BadParameter as error:
-        raise click.UsageError(f"{_option(name)} {value}: {error.message}") from error
+        if fault := option_fault(name, value):
+            raise click.UsageError(f"{_option(name)} {value}: {fault}")
+    return {name: "" for name in _SWITCHES if given[name]} | changes

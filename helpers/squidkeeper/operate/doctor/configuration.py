@@ -17,9 +17,9 @@ from squidkeeper.operate.doctor.inspection import (
     warning,
 )
 from squidkeeper.operate.setup import checks
-from squidkeeper.operate.setup.configuration import workers_of
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.rendering import outdated_files
+from squidkeeper.operate.setup.settings_file import settings_in_force
 from squidkeeper.policy.language.headers import (
     HOST_HEADERS,
     METHOD_HEADERS,
@@ -669,7 +669,7 @@ def _few_descriptors(seen: Inspection) -> Iterator[Found]:
 def _workers_overridden(seen: Inspection) -> Iterator[Found]:
     directive, rendered = (
         seen.last("workers"),
-        workers_of(text_at(seen.layout.fragment)),
+        settings_in_force(seen.layout).workers,
     )
     if directive and directive.number != rendered:
         yield _at(directive)
@@ -699,3 +699,14 @@ def _worker_port_shared(seen: Inspection) -> Iterator[Found]:
 def _outdated_lines(seen: Inspection) -> Iterator[Found]:
     for path, why in outdated_files(seen.layout):
         yield Found(why, str(path))
+
+
+@warning(
+    "settings-not-applied",
+    "gateway.yaml differs from the settings in force",
+    "Run `./install.sh --dry-run`, then `./install.sh`.",
+)
+def _settings_not_applied(seen: Inspection) -> Iterator[Found]:
+    file, applied = seen.layout.settings, seen.layout.settings_in_force
+    if applied.exists() and text_at(file) != text_at(applied):
+        yield Found("it was edited, and not applied", str(file))

@@ -14,10 +14,9 @@ from typing import Final
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.layout import Layout, uses_systemd
 from squidkeeper.base.squid_account import Account, squid_account
-from squidkeeper.operate.setup.configuration import listen_of_haproxy, transparent_of
-from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.options import port_of, reachable
 from squidkeeper.operate.setup.processes import InstalledSquid
+from squidkeeper.operate.setup.settings_file import settings_in_force
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.language.model import Policy
 from squidkeeper.policy.policy_store.loading import load_sources
@@ -129,7 +128,7 @@ class Inspection:
     @property
     def transparent(self) -> tuple[str, ...]:
         """The hosts where clients without proxy settings come."""
-        addresses = transparent_of(text_at(self.layout.dns))
+        addresses = settings_in_force(self.layout).transparent
         return tuple(
             f"[{address}]" if ":" in address else address for address in addresses
         )
@@ -173,8 +172,9 @@ def inspect(layout: Layout) -> Inspection:
         if line.name == "http_port" and line.first not in own
     ]
     ports = tuple(line.first for line in lines if _PORT.fullmatch(line.first))
-    listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports
-    behind = not text_at(layout.haproxy) and any(
+    settings = settings_in_force(layout)
+    listens = (settings.listen,) if settings.tls else ports
+    behind = not settings.tls and any(
         "require-proxy-header" in line.words for line in lines
     )
     sources = read_sources(layout.policy)

@@ -10,7 +10,6 @@ where only Squid's pair had it: beside the root, readable by root.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +19,7 @@ from typing import Final
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
 from squidkeeper.operate.setup.entries import Entry, File, Owner, read_entry, text_at
-from squidkeeper.operate.setup.options import SetupOptions
+from squidkeeper.operate.setup.gateway_settings import GatewaySettings
 from squidkeeper.serving.certificates.authority import (
     CertificateAuthority,
     certificate_of,
@@ -64,17 +63,21 @@ class CaFiles:
 
 
 def ca_files(
-    options: SetupOptions, layout: Layout, owner: Owner, now: datetime
+    given: Path | None,
+    settings: GatewaySettings,
+    layout: Layout,
+    owner: Owner,
+    now: datetime,
 ) -> CaFiles:
     """Choose what signs, and make what is missing; `SetupFailed` where that is
-    impossible.
+    impossible. `given` is a folder of a CA.
     """
-    return _Chooser(options, layout, owner, now).choose()
+    return _Chooser(given, settings, layout, owner, now).choose()
 
 
 @dataclass(frozen=True, slots=True)
 class _Choices:
-    """The values of two options; empty where they were not given."""
+    """The values of two settings; empty where they have none."""
 
     ca: str = ""
     days: str = ""
@@ -86,20 +89,6 @@ class _Choices:
 
     def __str__(self) -> str:
         return f"{self.ca or _NOT_CHOSEN} {self.days or _NOT_CHOSEN}"
-
-    def check(self) -> None:
-        """Check the values."""
-        if self.ca not in ("", _DIRECT, _INTERMEDIATE):
-            raise SetupFailed(
-                f"--ca {self.ca}: expected {_DIRECT} or {_INTERMEDIATE}", _HELP
-            )
-        if not re.fullmatch(f"|{_AUTO}|[1-9][0-9]{{0,4}}", self.days):
-            what = f"--intermediate-days {self.days}: expected a number of days, 1 at least, or {_AUTO}"
-            raise SetupFailed(what, _HELP)
-
-    def over(self, before: _Choices) -> _Choices:
-        """Complete them by those of a run before."""
-        return _Choices(self.ca or before.ca, self.days or before.days)
 
     @property
     def lifetime(self) -> int | None:
@@ -123,16 +112,21 @@ class _Root:
 
 class _Chooser:
     def __init__(
-        self, options: SetupOptions, layout: Layout, owner: Owner, now: datetime
+        self,
+        given: Path | None,
+        settings: GatewaySettings,
+        layout: Layout,
+        owner: Owner,
+        now: datetime,
     ) -> None:
         self._layout = layout
         self._owner = owner
         self._now = now
-        self._given = options.ca_dir
-        self._asked = _Choices(options.ca, options.intermediate_days)
-        self._asked.check()
+        self._given = given
+        self._choices = _Choices(
+            settings.ca or "", str(settings.intermediate_days or "")
+        )
         self._told = _Choices.parse(text_at(layout.ca_choices))
-        self._choices = self._asked.over(self._told)
         self._placed = self._in_place()
         self._said: list[tuple[str, str]] = []
 
@@ -183,7 +177,7 @@ class _Chooser:
     def _keep(self, ca: CertificateAuthority, placed: CertificateAuthority) -> CaFiles:
         self._check_end(ca, placed)
         check_ca(placed, self._now)
-        if self._asked.ca == _DIRECT or self._days_change:
+        if self._choices.ca == _DIRECT or self._days_change:
             raise SetupFailed("the CA's key is not here", _GIVE_THE_KEY)
         self._say_root(ca, "in place")
         self._say_intermediate(placed, " with --ca-dir DIR")
@@ -266,7 +260,7 @@ class _Chooser:
             )
 
     def _check_no_days(self) -> None:
-        if self._asked.days:
+        if self._choices.days:
             advice = (
                 f"leave it out, or use the CA by an intermediate (--ca {_INTERMEDIATE})"
             )
@@ -279,7 +273,7 @@ class _Chooser:
         if self._choices.ca == _DIRECT:
             return False
         if not may_sign_intermediates(ca):
-            if self._asked.ca == _INTERMEDIATE:
+            if self._choices.ca == _INTERMEDIATE:
                 raise SetupFailed(
                     "the path length of the CA, 0, allows no intermediate",
                     "use it by --ca direct",
@@ -306,7 +300,7 @@ class _Chooser:
 
     @property
     def _days_change(self) -> bool:
-        return self._asked.days != "" and self._asked.days != (self._told.days or _AUTO)
+        return (self._choices.days or _AUTO) != (self._told.days or _AUTO)
 
     # The files
 

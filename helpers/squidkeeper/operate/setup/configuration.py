@@ -52,7 +52,6 @@ _GATEWAY: Final = re.compile(r'(?<="gateway":")[^"]*(?=")')
 # there, and on pages
 _IN_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]+(?=\.(?:%|@Squid\{%)tS\b)")
 _GATEWAY_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-_WORKERS: Final = re.compile(r"^workers ([0-9]+)$", re.MULTILINE)
 _RATE, _BURST = 10, 200  # denials of one client: a second, and at once
 _EXEC_START: Final = re.compile(r"^ExecStart=.*$", re.MULTILINE)
 # A client is one address, and a machine has up to three (IPv4, an IPv6 network,
@@ -84,27 +83,6 @@ def is_ours(conf: str) -> bool:
 def names(conf: str, path: Path) -> bool:
     """Whether a squid.conf names a path outside of its comments."""
     return re.search(f"^[^#\n]*{re.escape(str(path))}", conf, re.MULTILINE) is not None
-
-
-def listen_of_haproxy(cfg: str) -> str:
-    """Return the --listen that a haproxy.cfg was rendered for; empty where it is none
-    of ours.
-    """
-    found = re.search(r"^# As given: --listen (\S+)", cfg, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def behind_of(conf: str) -> tuple[str, ...]:
-    """List the addresses of the load balancers that a squid.conf takes clients from."""
-    found = re.search(f"^{_BALANCERS}(.+)$", conf, re.MULTILINE)
-    return (*found[1].split(),) if found else ()
-
-
-def transparent_of(dns_conf: str) -> tuple[str, ...]:
-    """List the addresses that a dns.conf gives every name."""
-    return (
-        *re.findall(r"^ *local-data: .* A(?:AAA)? (\S+)\"$", dns_conf, re.MULTILINE),
-    )
 
 
 def binds(listen: str) -> tuple[str, ...]:
@@ -148,21 +126,6 @@ def unique_name(root: Path | None, machine: str) -> str:
     return sha256(f"{machine} {root}".encode()).hexdigest()[:8]
 
 
-def generator_of(conf: str) -> str:
-    """Tell whose program makes certificates by a squid.conf of ours."""
-    return (
-        SQUID
-        if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE)
-        else SQUIDKEEPER
-    )
-
-
-def workers_of(fragment: str) -> int:
-    """Tell how many workers a fragment is rendered for."""
-    found = _WORKERS.search(fragment)
-    return int(found[1]) if found else 1
-
-
 def is_gateway_name(name: str) -> bool:
     """Whether a name can stand in a format of the access log: what host names are made
     of, and `_`.
@@ -175,25 +138,6 @@ def usual_gateway_name(host_name: str) -> str:
     return (
         re.sub("[^A-Za-z0-9._-]+", "-", host_name)[:GATEWAY_LENGTH].strip("-._")
         or "gateway"
-    )
-
-
-def gateway_of(logformat: str) -> str:
-    """Return the name of the gateway that a format of the access log has; empty where
-    it has none.
-    """
-    found = _GATEWAY.search(logformat)
-    return found[0] if found and found[0] != NONE else ""
-
-
-def status_from_of(unit: str) -> tuple[str, ...]:
-    """List the networks that may see the status page, beside this machine, by a unit of
-    the exporter.
-    """
-    return tuple(
-        address
-        for address in re.findall(r" --status-from (\S+)", unit)
-        if address not in _LOOPBACK
     )
 
 
@@ -345,7 +289,6 @@ class Configuration:
         """
         values = {
             _BEHIND_HAPROXY: self.layout.behind_haproxy,
-            "--listen 3129": f"--listen {self.listen}",
             f"gt {_CONNECTIONS} ": f"gt {min(_CONNECTIONS, self._descriptors // CLIENT_SHARE)} ",
             BINDS: "".join(f"    bind {address}\n" for address in binds(self.listen)),
         }

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -40,22 +39,16 @@ from squidkeeper.operate.setup.ca_files import ca_files
 from squidkeeper.operate.setup.configuration import (
     NO_RESOLVER,
     Configuration,
-    behind_of,
-    gateway_of,
-    generator_of,
     has_own_login,
     is_ours,
     listen_of,
-    listen_of_haproxy,
     names,
-    status_from_of,
-    transparent_of,
     unique_name,
     usual_exporter,
     usual_gateway_name,
     usual_health,
-    workers_of,
 )
+from squidkeeper.operate.setup.gateway_settings import GatewaySettings
 from squidkeeper.operate.setup.machine import (
     HAPROXY,
     UNBOUND,
@@ -73,10 +66,6 @@ from squidkeeper.operate.setup.machine import (
 from squidkeeper.operate.setup.options import (
     DOCUMENTED,
     NO_EXPORTER,
-    NO_UPSTREAM,
-    NOT_BEHIND,
-    NOT_SHOWN,
-    NOT_TRANSPARENT,
     SQUID,
     SetupOptions,
     SetupStage,
@@ -87,6 +76,12 @@ from squidkeeper.operate.setup.options import (
 )
 from squidkeeper.operate.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.operate.setup.settings_file import (
+    changed_text,
+    differences,
+    read_settings,
+    settings_in_force,
+)
 from squidkeeper.operate.setup.transaction import Transaction
 from squidkeeper.policy.language.upstreams import DEFAULT
 from squidkeeper.record.chain.keys import ArchiveKey
@@ -104,7 +99,6 @@ from squidkeeper.serving.squid_conf import Macros, read_squid_conf
 
 # machine-id(5); text_at reads nothing where it is missing
 _MACHINE_ID: Final = Path("/etc/machine-id")
-_DEFAULT_LISTEN: Final = "3129"
 # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _LONGEST_TLS_FOLDER: Final = 80
 _PARENT_ADVICE: Final = (
@@ -132,6 +126,8 @@ class Installation:
         self._conf = entries.text_at(layout.conf)
         self._yours = not is_ours(self._conf) and names(self._conf, layout.fragment)
         self._files: dict[Path, entries.Entry] = {}
+        stage.name = "settings"
+        self._settings = self._read_settings()
         self._configuration = self._configure()
         self._squid = InstalledSquid(layout, self._machine.systemd)
         store = self._work / "store/ssl_db"
@@ -194,7 +190,11 @@ class Installation:
                 what, f"name {layout.signing_cert} and {layout.signing_key} there"
             )
         self._ca = ca_files(
-            self._options, layout, self._machine.owner, datetime.now(UTC)
+            self._options.ca_dir,
+            self._settings,
+            layout,
+            self._machine.owner,
+            datetime.now(UTC),
         )
         self._files.update(self._ca.read_by_squid)
         for label, text in self._ca.said:
@@ -330,140 +330,99 @@ class Installation:
 
     # The configuration
 
+    def _read_settings(self) -> GatewaySettings:
+        """Read gateway.yaml with what options change in it, and say what differs from
+        the settings in force.
+
+        A gateway in place whose file is missing is refused: its other settings would
+        get lost.
+        """
+        layout, given = self._layout, self._options.settings
+        file, is_there = layout.settings, layout.settings.exists()
+        if not is_there and layout.service("exporter").applied.exists():
+            raise SetupFailed(
+                f"there is no {file}, which holds the settings of this gateway",
+                "write it as squid/INSTALL.md says; `version: 1` alone is the default gateway",
+            )
+        before = file.read_bytes() if is_there else b""
+        if is_there:
+            read_settings(file, before)
+        text = changed_text(file, before, given).encode()
+        settings = read_settings(file, text)
+        if text != before:
+            here = entries.read_entry(file)
+            self._files[file] = (
+                replace(here, content=text)
+                if isinstance(here, entries.File)
+                else entries.File(text)
+            )
+        self._files[layout.settings_in_force] = entries.File(text)
+        for key, values in differences(settings_in_force(layout), settings):
+            say("settings", f"{key}: {values}")
+        return settings
+
     def _configure(self) -> Configuration:
-        layout, options = self._layout, self._options
-        # where there is none, Squid itself takes the clients
-        haproxy = listen_of_haproxy(entries.text_at(layout.haproxy))
-        before = haproxy or (
-            listen_of(self._conf)
-            if is_ours(self._conf)
-            else _first_word(layout.applied)
-        )
-        listen = options.listen or before or _DEFAULT_LISTEN
-        told = _first_word(layout.service("exporter").applied)
-        tls = not options.no_tls and (options.tls or bool(haproxy))
-        self._check_tls(tls=tls)
-        behind = (
-            ()
-            if options.behind == NOT_BEHIND
-            else options.behind or behind_of(self._conf)
-        )
-        exporter = options.exporter or told or usual_exporter(layout, listen)
-        self._check_behind(behind, exporter, tls=tls)
-        transparent = (
-            () if options.transparent == NOT_TRANSPARENT else options.transparent
-        )
-        if not options.transparent:
-            transparent = transparent_of(entries.text_at(layout.dns))
-        self._check_transparent(transparent)
-        self._check_status_from(exporter)
-        shown_before = status_from_of(entries.text_at(layout.service("exporter").unit))
-        health = options.health_listen or self._started_with(
-            "exporter", "health-listen"
-        )
+        layout, settings = self._layout, self._settings
+        listen, behind = settings.listen, settings.behind
+        self._check_names()
+        self._check_yours()
         return Configuration(
-            source=options.source,
+            source=self._options.source,
             layout=layout,
             machine=self._machine,
             listen=listen,
             squid=listen_of(self._conf) if self._yours else listen,
-            exporter=exporter,
-            certificates=options.certificates or generator_of(self._conf),
+            exporter=settings.exporter.listen or usual_exporter(layout, listen),
+            certificates=settings.certificates,
             unique_name=unique_name(
                 layout.root, f"{socket.gethostname()} {entries.text_at(_MACHINE_ID)}"
             ),
-            gateway=options.gateway
-            or gateway_of(entries.text_at(layout.logformat))
-            or usual_gateway_name(socket.gethostname()),
-            workers=int(
-                options.workers or workers_of(entries.text_at(layout.fragment))
-            ),
-            log_bytes=options.log_bytes or self._maintained("log-bytes"),
-            archive_days=options.archive_days
-            or self._started_with("archive", "keep-days"),
-            archive_bytes=options.archive_bytes
-            or self._started_with("archive", "keep-bytes"),
+            gateway=settings.gateway or usual_gateway_name(socket.gethostname()),
+            workers=settings.workers,
+            log_bytes=settings.log.bytes or "",
+            archive_days=str(settings.archive.days or ""),
+            archive_bytes=settings.archive.bytes or "",
             archive_is_copied=layout.archive_store.exists(),
-            tls=tls,
-            behind=behind,
-            transparent=transparent,
-            status_from=()
-            if options.status_from == NOT_SHOWN
-            else options.status_from or shown_before,
-            health=health or usual_health(layout, listen),
-            tls_names=options.tls_name
-            or (*filter(None, self._maintained("tls-name").split(",")),),
+            tls=settings.tls is not None,
+            behind=behind.addresses if behind else (),
+            transparent=settings.transparent,
+            status_from=settings.exporter.status_from,
+            health=(behind and behind.health_listen) or usual_health(layout, listen),
+            tls_names=settings.tls.names if settings.tls else (),
         )
 
-    def _maintained(self, option: str) -> str:
-        return self._started_with("maintenance", option)
-
-    def _started_with(self, service: str, option: str) -> str:
-        unit = entries.text_at(self._layout.service(service).unit)
-        found = re.search(rf"^ExecStart=.* --{option} (\S+)", unit, re.MULTILINE)
-        return found[1] if found else ""
-
-    def _check_status_from(self, exporter: str) -> None:
-        shown, host = self._options.status_from, exporter.rpartition(":")[0].strip("[]")
-        if (
-            shown
-            and shown != NOT_SHOWN
-            and (exporter == NO_EXPORTER or ip_address(host).is_loopback)
-        ):
-            raise SetupFailed(
-                f"--status-from shows the status page to other machines, and the exporter listens on {exporter}",
-                "add --exporter-listen ADDRESS:9129, with an address that these machines reach",
-            )
-
-    def _check_tls(self, *, tls: bool) -> None:
-        if self._options.tls_name and not tls:
-            raise SetupFailed(
-                "--tls-name is for the certificate of the TLS port, which is off",
-                "add --tls",
-            )
-        if tls and self._yours:
-            raise SetupFailed(
-                f"--tls replaces the http_port of {self._layout.conf}, which is yours",
-                "--no-tls; squid/INSTALL.md says which lines of yours put HAProxy in front",
-            )
-        if tls and len(str(self._layout.tls)) > _LONGEST_TLS_FOLDER:
+    def _check_names(self) -> None:
+        """Check the path of HAProxy's socket."""
+        excess = len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER
+        if self._settings.tls and excess > 0:
             raise SetupFailed(
                 f"{self._layout.tls} is too long for the path of a socket",
-                f"with --tls, choose a --root that is shorter by {len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER}",
+                f"with --tls, choose a --root that is shorter by {excess}",
             )
 
-    def _check_transparent(self, addresses: tuple[str, ...]) -> None:
-        if addresses and self._yours:
-            raise SetupFailed(
-                f"--transparent adds http_port lines to {self._layout.conf}, which is yours",
-                "--transparent none; squid/squid.conf has the lines that it would add",
-            )
-
-    def _check_behind(
-        self, behind: tuple[str, ...], exporter: str, *, tls: bool
-    ) -> None:
-        if self._options.health_listen and not behind:
-            raise SetupFailed(
-                "--health-listen is for load balancers, and there is none",
-                "add --behind ADDRESS",
-            )
-        if not behind:
-            return
-        if tls:
-            raise SetupFailed(
-                "--behind and --tls exclude each other: the load balancer takes the clients, with TLS or without",
-                "add --no-tls; squid/FLEET.md says how the load balancer gets its certificate",
-            )
-        if self._yours:
-            raise SetupFailed(
-                f"--behind replaces the http_port of {self._layout.conf}, which is yours",
+    def _check_yours(self) -> None:
+        """Refuse what changes the http_port lines of a squid.conf of yours."""
+        settings, conf = self._settings, self._layout.conf
+        refused = (
+            (
+                settings.tls,
+                f"--tls replaces the http_port of {conf}",
+                "--no-tls; squid/INSTALL.md says which lines of yours put HAProxy in front",
+            ),
+            (
+                settings.behind,
+                f"--behind replaces the http_port of {conf}",
                 "--behind none; squid/FLEET.md says which lines of yours take clients from a load balancer",
-            )
-        if exporter == NO_EXPORTER:
-            raise SetupFailed(
-                "--behind needs the exporter, which tells the load balancer that the gateway is healthy",
-                "add --exporter-listen 9129",
-            )
+            ),
+            (
+                settings.transparent,
+                f"--transparent adds http_port lines to {conf}",
+                "--transparent none; squid/squid.conf has the lines that it would add",
+            ),
+        )
+        for given, what, advice in refused if self._yours else ():
+            if given:
+                raise SetupFailed(f"{what}, which is yours", advice)
 
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
@@ -561,8 +520,6 @@ class Installation:
         )
 
     def _policy_values(self) -> Values:
-        layout, before = self._layout, rendering.default_upstream(self._layout)
-        given = self._options.upstream or before
         named = rendering.named_values(
             self._machine.account, self._layout, self._policy, self._compiled
         )
@@ -572,11 +529,10 @@ class Installation:
                 _PARENT_ADVICE,
             )
         self._fetches = named.fetches
-        documented = self._options.bump == DOCUMENTED or (
-            not self._options.bump and rendering.read_values(layout).documented
+        values = msgspec.structs.replace(
+            named.values.with_default(self._settings.upstream or ""),
+            documented=self._settings.bump == DOCUMENTED,
         )
-        values = named.values.with_default("" if given == NO_UPSTREAM else given)
-        values = msgspec.structs.replace(values, documented=documented)
         self._check_parents(values)
         return values
 
@@ -584,14 +540,11 @@ class Installation:
         """Name each parent, and warn about one that does not answer: it may start
         later.
         """
-        ours, kept = (
-            self._configuration,
-            "" if self._options.upstream else ", as installed before",
-        )
+        ours = self._configuration
         listens = set(filter(None, {ours.listen, ours.squid, ours.squid_listen}))
         for peer in (*values.peers, *filter(None, [values.default])):
             whose = (
-                f"by --upstream{kept}"
+                "by --upstream"
                 if peer.name == DEFAULT
                 else f"upstream {peer.name} of the policy"
             )
@@ -968,7 +921,7 @@ class Installation:
             f"the gateway listens on {listen}, which the internet reaches at {public}"
         )
         what = f"an open proxy: {reached}, and the policy allows any client"
-        asked_for = self._options.open or ":" in self._options.listen
+        asked_for = self._options.open or ":" in self._settings.listen
         if not asked_for and not self._layout.fragment.exists() and not self._yours:
             raise SetupFailed(
                 f"{what} (see the lines above)", _OPEN_ADVICE, "\n".join([*rules, ""])
@@ -1061,6 +1014,7 @@ class Installation:
             run=replace(run, owner=entries.owner_here(run.owner)),
             listen=ours.squid_listen,
             exporter=ours.exporter,
+            workers=ours.workers,
             fetches=self._fetches,
             bodies=self._inspects,
             exports=self._exports,
@@ -1228,6 +1182,7 @@ class Installation:
 def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
     return {
         "directories": "make the directory, or choose another --root",
+        "settings": f"fix {layout.settings}, as squid/INSTALL.md describes it",
         "program": f"see the lines above; with {options.venv} moved away, it is built again",
         "CA": "give the folder of slicer's ca.crt and ca.key by --ca-dir, or an empty folder for a new CA",
         "policy": "fix it where the lines above name it, and run this again"
@@ -1276,10 +1231,6 @@ def archive_keys(layout: Layout, owner: entries.Owner) -> dict[Path, entries.Fil
 
 def _file(text: str) -> entries.File:
     return entries.File(text.encode())
-
-
-def _first_word(file: Path) -> str:
-    return entries.text_at(file).split(" ")[0]
 
 
 def _without_entries(folder: Path) -> entries.Folder:

@@ -18,10 +18,6 @@ GENERATORS: Final = (
     SQUIDKEEPER,
     SQUID,
 )
-NO_UPSTREAM: Final = "none"
-NOT_BEHIND: Final = ("none",)
-NOT_TRANSPARENT: Final = ("none",)
-NOT_SHOWN: Final = ("none",)  # the status page, to no other machine
 # whether tunnels share connections to origins
 SHARED, DOCUMENTED = BUMPS = (
     "shared",
@@ -34,9 +30,7 @@ MOST_WORKERS: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupOptions:
-    """The options of one run; an empty text means: as installed before, else the
-    default.
-    """
+    """The options of one run."""
 
     source: Path  # a checkout, with squid/ and policy/
     venv: Path  # the environment that the program's link leads to
@@ -47,47 +41,16 @@ class SetupOptions:
         Path, ...
     ] = ()  # what install.sh has made in this run, for a failed run to remove
     root: Path | None = None
-    listen: str = ""
     open: bool = False
     policy: Path | None = None
     ca_dir: Path | None = None
-    ca: str = ""  # direct or intermediate
-    intermediate_days: str = ""  # a number, or auto: as long as the CA
-    certificates: str = ""  # one of GENERATORS
-    exporter_listen: str = ""
-    no_exporter: bool = False
-    status_from: tuple[str, ...] = ()  # networks, or NOT_SHOWN
-    log_bytes: str = ""
-    archive_days: str = ""  # a number, or auto
-    archive_bytes: str = ""
-    tls: bool = False
-    no_tls: bool = False
-    tls_name: tuple[str, ...] = ()
-    behind: tuple[str, ...] = ()  # addresses of load balancers, or NOT_BEHIND
-    health_listen: str = ""
-    transparent: tuple[
-        str, ...
-    ] = ()  # addresses of the ports 53, 80 and 443, or NOT_TRANSPARENT
-    upstream: str = ""
-    bump: str = ""  # one of BUMPS
-    gateway: str = ""  # its name in records
-    workers: str = ""  # a number: Squid's processes that serve
+    # the options that change gateway.yaml, by name; of a switch, any value
+    settings: Mapping[str, str] = field(default_factory=dict)
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False
     # completion and manual pages, each with its text
     shell_files: Mapping[Path, str] = field(default_factory=dict)
-
-    @property
-    def exporter(self) -> str:
-        """Where the exporter listens, `none`, or empty for as before."""
-        if self.no_exporter:
-            return NO_EXPORTER
-        return (
-            f"127.0.0.1:{self.exporter_listen}"
-            if self.exporter_listen.isdecimal()
-            else self.exporter_listen
-        )
 
 
 def reachable(listen: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.layout import BODIES, Layout
-from squidkeeper.operate.setup.configuration import is_ours, listen_of, workers_of
+from squidkeeper.operate.setup.configuration import is_ours, listen_of
 from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
 from squidkeeper.operate.setup.options import NO_EXPORTER
 
@@ -123,6 +123,7 @@ class Wanted:
     )
     listen: str
     exporter: str
+    workers: int = 1
     own_addresses: bytes = b""
     fetches: bool = False  # the policy has secrets that are fetched
     bodies: bool = False  # the policy has rules with `body`
@@ -511,7 +512,7 @@ class _Planner:
         ]
         read += filter(None, [layout.squid_dropin])
         listen = listen_of(_text(self._after.get(layout.conf)))
-        workers = workers_of(_text(self._after.get(layout.fragment)))
+        workers = self._wanted.workers
         number = b"" if workers == 1 else b"%d" % workers
         rest = self._hash(read, texts + self._content_at(layout.program))
         return f"{listen} {self._hash((layout.signing_cert,), number)} {rest}"

@@ -136,9 +136,3 @@ def outdated_files(layout: Layout) -> Iterator[tuple[Path, str]]:
             yield path, "it is missing"
         elif os.access(path, os.R_OK) and path.read_text(errors="replace") != text:
             yield path, "it differs from what the templates and the policy give"
-
-
-def default_upstream(layout: Layout) -> str:
-    """Return the URL of the parent of --upstream; empty where there is none."""
-    peer = read_values(layout).default
-    return f"http://{peer.host}:{peer.port}" if peer else ""

@@ -123,6 +123,7 @@ def _remove_files(layout: Layout) -> None:
         layout.run,
         layout.applied,
         layout.ca_choices,
+        layout.settings_in_force,
         layout.revision,
         forced_file(layout.policy),
     )
