@@ -748,10 +748,7 @@ def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     )
     assert "sk_is_stripped_" not in gateway.place("etc/squidkeeper.conf").read_text()
     assert "name=sk_default" in (parts / "upstreams.conf").read_text()
-    assert (
-        "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n"
-        in done.stdout
-    )
+    assert "upstream      http://127.0.0.1:9 (by --upstream)\n" in done.stdout
     itself = gateway.install("--upstream", f"http://localhost:{gateway.port}")
     assert (
         itself.returncode,
@@ -2262,6 +2259,35 @@ def test_what_is_chosen_stays_until_something_else_is_chosen(gateway: Gateway) -
         assert f"/etc/archive-store.yaml{archive} --every 300\n" in unit
         assert f"\nPrivateNetwork={'no' if store.exists() else 'yes'}\n" in unit
         store.unlink(missing_ok=True)
+
+
+def test_the_file_of_settings_says_what_the_gateway_is(gateway: Gateway) -> None:
+    file, unit = (
+        gateway.place(f"etc/{name}")
+        for name in ("gateway.yaml", "squidkeeper-maintenance.service")
+    )
+    before = file.read_text()
+    assert f"\nlisten: 127.0.0.1:{gateway.port}\n" in before
+    file.write_text(f"{before}workers: 0\nlog: {{byte: 1G}}\n")
+    failed = gateway.install()
+    assert (failed.returncode, 'step "settings" failed' in failed.stderr) == (1, True)
+    assert "'workers' is the number 0, expected a number from 1 to 16" in failed.stderr
+    assert "unknown key 'byte', did you mean 'bytes'? [unknown-key]" in failed.stderr
+    file.write_text(f"{before}# mine\nlog: {{bytes: 1G}}\n")
+    planned = gateway.install("--dry-run").stdout
+    assert "settings      log: default -> bytes 1G\n" in planned
+    assert f"would         write {unit}\n" in planned
+    assert gateway.install().returncode == 0
+    assert " --log-bytes 1G\n" in unit.read_text()
+    assert file.read_text() == f"{before}# mine\nlog: {{bytes: 1G}}\n"
+    assert gateway.install("--log-bytes", "auto").returncode == 0
+    assert " --log-bytes " not in unit.read_text()
+    assert file.read_text() == f"{before}# mine\n", "comments stay"
+    file.unlink()
+    refused = gateway.install()
+    assert (refused.returncode, f"there is no {file}, " in refused.stderr) == (1, True)
+    file.write_text(before)
+    assert gateway.install().returncode == 0
 
 
 CHOSEN = ("egress-7.example", " --log-bytes 1G", " --keep-days 30 --keep-bytes 1G")

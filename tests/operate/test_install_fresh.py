@@ -437,6 +437,7 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(
         "archive",
         "archive.key",
         "archive.pub",
+        "gateway.yaml",
     }
     assert left == {*kept, "grants.yaml", "pull.key", "quota-store.password"}
     assert sockets_of_workers(empty) == []
