@@ -364,7 +364,7 @@ class Installation:
     def _configure(self) -> Configuration:
         layout, settings = self._layout, self._settings
         listen, behind = settings.listen, settings.behind
-        self._check_names()
+        self._check_tls_folder()
         self._check_yours()
         return Configuration(
             source=self._options.source,
@@ -391,8 +391,8 @@ class Installation:
             tls_names=settings.tls.names if settings.tls else (),
         )
 
-    def _check_names(self) -> None:
-        """Check the path of HAProxy's socket."""
+    def _check_tls_folder(self) -> None:
+        """Refuse a folder too deep for the path of HAProxy's socket."""
         excess = len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER
         if self._settings.tls and excess > 0:
             raise SetupFailed(
