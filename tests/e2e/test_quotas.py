@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from tests.waiting import pause, wait_for
 from .curl import CurlFailed, answer, curl
 from .gateway import Gateway, NewGateway
 from .observer import Exporter, fetch
-from .origin import Origins
+from .origin import Answer, Origins, Stream
 from .raw import Raw, tunnel
 from .reply import Reply
 
@@ -37,8 +37,10 @@ rules:
   - {name: many, action: allow, hosts: [counted.example]}
   - {name: asked, action: ask, hosts: [asked.example]}
   - {name: llm, action: allow, hosts: [llm.example]}
+  - {name: fetched, action: allow, hosts: [fetched.example]}
   - {name: open, action: allow, hosts: [.example]}
 quotas:
+  - {name: downloads, per: client, rules: [fetched], bytes_in: 3MB, every: day}
   - {name: per-vm, per: client, clients: [few], requests: 5, every: day}
   - {name: openings, per: client, clients: [tight], tunnels: 2, every: day}
   - {name: questions, per: client, tickets: 2, every: day}
@@ -263,6 +265,51 @@ def test_bytes_count_at_the_end_of_a_request_once(
     assert 'squidkeeper_quota_denials_total{quota="uploads"} 0.0' not in shown
     assert "\nsquidkeeper_quota_store_up " not in shown
     assert curl(gateway, "https://llm.example/", client="127.0.0.6").status == 200
+
+
+def got(gateway: Gateway, client: str, path: str, *options: str) -> tuple[int, int]:
+    """The status of an answer, and how much of it came."""
+    url = f"{'https' if path.endswith('0') else 'http'}://fetched.example/{path}"
+    with suppress(CurlFailed):
+        curl(gateway, url, *options, client=client)
+    line = gateway.logged(url)
+    if line["status"] == 403:
+        assert (line["rule"], line["verdict"]) == ("quota", "deny")
+        assert line["found"] == "quota:downloads"
+        return 403, 0
+    return int(line["status"]), int(line["bytes"])
+
+
+@pytest.mark.parametrize(
+    ("size", "passes"), [(9_000_000, range(1)), (900_000, range(1, 4))]
+)
+def test_answers_at_once_pass_no_limit_of_bytes_in(
+    gateway: Gateway, exporter: Exporter, origins: Origins, size: int, passes: range
+) -> None:
+    origins.fallback = Answer(body=b"x" * size)
+    client = f"127.0.1.{size // 100_000}"
+    with ThreadPoolExecutor(40) as pool:
+        answers = [*pool.map(lambda n: got(gateway, client, f"{size}-{n}"), range(40))]
+    assert {status for status, _ in answers} <= {200, 403}
+    whole = [length for status, length in answers if status == 200]
+    assert all(length > size for length in whole)
+    assert len(whole) in passes, "more came than the limit allows"
+    assert got(gateway, client, f"head-{size}", "--head")[0] == 200
+
+
+def test_answers_of_unknown_length_at_once_pass_no_limit_of_bytes_in(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    origins.fallback = Stream(events=(b"x" * 10_000,) * 5)
+    assert got(gateway, "127.0.1.1", "stream-0")[1] > 50_000
+    origins.fallback = Stream(events=(b"x" * 10_000,) * 900)
+    alone = got(gateway, "127.0.1.3", "long-0")[1]
+    assert 2**20 < alone < 2**20 + 20_000, "half is left for others"
+    with ThreadPoolExecutor(40) as pool:
+        answers = [*pool.map(lambda n: got(gateway, "127.0.1.2", f"s-{n}"), range(40))]
+    assert sum(size for _, size in answers) < 3_300_000, "heads, and 4 KB of each"
+    assert max(size for _, size in answers) > 2**17
+    assert {status for status, _ in answers} <= {200, 403}
 
 
 @pytest.mark.parametrize(

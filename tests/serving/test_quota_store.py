@@ -30,7 +30,7 @@ from squidkeeper.cli import main
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.services.exporter.certificate import StoreCertificate
 from squidkeeper.serving.quotas import valkey_counts
-from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount, share
+from squidkeeper.serving.quotas.counts import LEASE_AT_MOST, QuotaCount, exactly, share
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.meter import Meter, Refusal
 from squidkeeper.serving.quotas.notices import StoreProblem, read_store_problem
@@ -555,7 +555,7 @@ def test_a_gateway_shows_what_all_have_used_and_finds_the_store_by_itself(
     (folder / BODIES_FOLDER).mkdir()
     with closing(LocalCounts(folder / BODIES_FOLDER)) as local:
         reserved = count("tokens", "198.51.100.9", QuotaUnit.TOKENS)
-        local.hold("request", reserved, 1000, 100)
+        local.hold("request", reserved, 1000, exactly(100))
     (folder / "policy").mkdir()
     (folder / "policy/policy.yaml").write_text(SHARED)
 

@@ -32,6 +32,7 @@ from squidkeeper.policy.engine.explain import explain
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.quotas import (
+    SMALL_ANSWER,
     Counted,
     Quota,
     QuotaUnit,
@@ -48,6 +49,8 @@ from squidkeeper.serving.quotas.counts import (
     SHARE,
     QuotaCount,
     Taken,
+    at_most,
+    exactly,
     holder,
     share,
 )
@@ -69,12 +72,14 @@ rules:
   - {name: closed, action: deny, hosts: [closed.example]}
   - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}
   - {name: llm, action: allow, hosts: [llm.example], paths: [/v1/**]}
+  - {name: fetched, action: allow, hosts: [fetched.example]}
   - {name: rest, action: allow, hosts: [llm.example, open.example]}
   - {name: asked, action: ask, hosts: [asked.example]}
 quotas:
   - {name: per-vm, per: client, clients: [agents], requests: 5, every: minute}
   - {name: tunnels, per: client, clients: [agents], tunnels: 3, every: hour}
   - {name: uploads, per: client, rules: [llm], bytes_out: 1GB, every: day}
+  - {name: downloads, per: client, rules: [fetched], bytes_in: 1GB, every: day}
   - {name: pinned-bytes, per: rule, rules: [pinned], bytes_in: 1GB, every: day}
   - {name: questions, per: client, rules: [asked], tickets: 2, every: day}
 """
@@ -89,13 +94,15 @@ def line(
     length: str = "-",
     encoding: str = "-",
     number: int = 1,
+    about: str = "- -",
 ) -> bytes:
-    return f"{client} {user} GET http {host} 80 - - - {rule} {length} {encoding} 1.001 {number} 5 -".encode()
+    told = f"{rule} {length} {encoding} 1.001 {number} 5 {about}"
+    return f"{client} {user} GET http {host} 80 - - - {told}".encode()
 
 
 def connect(host: str, rule: str) -> bytes:
     """What Squid says about a CONNECT whose tunnel has got its name."""
-    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - - 1.001 1 5 -".encode()
+    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - - 1.001 1 5 - -".encode()
 
 
 @pytest.fixture(autouse=True)
@@ -452,6 +459,64 @@ def test_announced_bytes_are_taken_at_the_beginning_and_settled_at_the_end(
     assert passes(scope, 5, length="600000000")
 
 
+def fetches(scope: QuotaScope, number: int, length: str = "") -> tuple[Result, str]:
+    """Ask about a request, or about its answer; return what its answer may have."""
+    about = f"{length} answer" if length else "- -"
+    asked = line(
+        "fetched.example",
+        "fetched",
+        client="198.51.100.7",
+        number=number,
+        about=about,
+    )
+    reply = answer(scope, asked)
+    return reply.result, dict(reply.annotations).get("answer_", "")
+
+
+def test_an_answer_holds_its_length_until_it_has_ended(
+    scope: QuotaScope, tmp_path: Path
+) -> None:
+    first = line("fetched.example", "fetched", client="198.51.100.7")
+    assert dict(answer(scope, first).annotations)["answers_"] == "yes"
+    assert fetches(scope, 1, "990000000") == (Result.OK, "whole")
+    assert fetches(scope, 1, "990000000") == (Result.OK, "whole"), "asked again"
+    assert fetches(scope, 2)[0] is Result.OK
+    assert fetches(scope, 2, "990000000") == (Result.ERR, "refused")
+    assert fetches(scope, 2, "5000000") == (Result.OK, "whole")
+    LocalCounts(tmp_path).release(["1.001.1.5"])
+    assert fetches(scope, 3, "990000000") == (Result.OK, "whole")
+    assert fetches(scope, 4, "5000001") == (Result.ERR, "refused")
+
+
+def test_an_answer_of_unknown_length_has_a_share_that_leaves_others_some(
+    scope: QuotaScope,
+) -> None:
+    shares = []
+    for number in range(60):
+        fetches(scope, number)
+        shares.append(fetches(scope, number, "-"))
+    assert [int(share) for _, share in shares[:5]] == [
+        *(2**28, 2**28, 2**27, 2**27, 2**23)
+    ]
+    sizes = [
+        int(share or SMALL_ANSWER) for result, share in shares if result is Result.OK
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) <= 10**9
+    assert len(sizes) == 60
+    assert all(size & (size - 1) == 0 for size in sizes if size > SMALL_ANSWER)
+
+
+def test_requests_under_way_hold_a_small_answer_each(scope: QuotaScope) -> None:
+    fetches(scope, 1)
+    assert fetches(scope, 1, str(10**9 - 2 * SMALL_ANSWER)) == (Result.OK, "whole")
+    assert [fetches(scope, number)[0] for number in (2, 3, 4)] == [
+        Result.OK,
+        Result.OK,
+        Result.ERR,
+    ]
+
+
 @pytest.mark.parametrize("length", ["-", "0000000000000000001", "1,1", "1%2C%201"])
 def test_a_request_with_chunks_or_no_plain_length_takes_all_that_is_left_until_it_ends(
     scope: QuotaScope, tmp_path: Path, length: str
@@ -467,12 +532,12 @@ def test_what_is_held_ends_with_its_window_and_with_a_reset(tmp_path: Path) -> N
     clock = Clock()
     counts = LocalCounts(tmp_path, clock)
     count = QuotaCount("q", QuotaUnit.BYTES_OUT, Window.HOUR, "all")
-    assert counts.hold("1", count, 100, 100).given == 100
-    assert counts.hold("2", count, 100, 1).given == 0
+    assert counts.hold("1", count, 100, exactly(100)).given == 100
+    assert counts.hold("2", count, 100, exactly(1)).given == 0
     clock.now += 3600
-    assert counts.hold("2", count, 100, None).given == 100
+    assert counts.hold("2", count, 100, at_most(10**9)).given == 100
     counts.forget("q")
-    assert counts.hold("3", count, 100, 100).given == 100
+    assert counts.hold("3", count, 100, exactly(100)).given == 100
 
 
 def test_nothing_is_held_for_a_request_that_another_quota_refuses(
@@ -484,7 +549,10 @@ def test_nothing_is_held_for_a_request_that_another_quota_refuses(
         for n in (10, 100)
     )
     assert (
-        Meter(counts).take([(large, "all"), (small, "all")], Announced("1", 50))
+        Meter(counts).take(
+            [(large, "all"), (small, "all")],
+            Announced("1", QuotaUnit.BYTES_OUT, exactly(50)),
+        )
         is not None
     )
     assert counts.uses() == []
@@ -541,15 +609,17 @@ def test_a_budget_begins_again_on_monday_or_on_the_first(
         QuotaCount("q", QuotaUnit.TOKENS, window, "all"),
     )
     counts.add(count, 7)
-    assert counts.hold("request", count, 10, 3) == Taken(
+    assert counts.hold("request", count, 10, exactly(3)) == Taken(
         3, 7, 3, end.timestamp() - clock.now
     )
     clock.now = end.timestamp() - 1
     assert counts.take(count, 10, 0) == Taken(0, 7, 3, 1)
-    assert counts.hold("other", count, 10, 1).given == 0, "three are still held"
+    assert counts.hold("other", count, 10, exactly(1)).given == 0, (
+        "three are still held"
+    )
     clock.now += 1
     assert counts.take(count, 10, 0).used == 0
-    assert counts.hold("other", count, 10, 10).given == 10
+    assert counts.hold("other", count, 10, exactly(10)).given == 10
     counts.add(count, 1)
     clock.now -= 7_200  # set back: the window that has begun goes on
     assert counts.take(count, 10, 0).used == 1
@@ -605,7 +675,7 @@ def test_one_holder_of_a_quota_is_forgotten_with_what_is_held_and_no_other(
     )
     for number, count in enumerate((alice, bob)):
         counts.add(count, 5)
-        counts.hold(f"r{number}", count, 100, 10)
+        counts.hold(f"r{number}", count, 100, exactly(10))
     assert counts.forget("q", "user:al*") == 0
     assert counts.forget("q", "user:alice") == 1
     assert [(use.count, use.used) for use in counts.uses()] == [(bob, 15)]
@@ -697,10 +767,17 @@ def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(
     with closing(LocalCounts(tmp_path)) as local:
         local.add(QuotaCount.of(quota, "192.0.2.1"), 200)
         meter = Meter(SharedCounts(Broken(), local, chosen))
-        refused = meter.take([(quota, "192.0.2.1")], Announced("1", 51))
+        refused = meter.take(
+            [(quota, "192.0.2.1")], Announced("1", QuotaUnit.BYTES_OUT, exactly(51))
+        )
         assert refused is not None
         assert refused.left == 50
-        assert meter.take([(quota, "192.0.2.1")], Announced("2", 50)) is None
+        assert (
+            meter.take(
+                [(quota, "192.0.2.1")], Announced("2", QuotaUnit.BYTES_OUT, exactly(50))
+            )
+            is None
+        )
 
 
 # --- the command ----------------------------------------------------------------------

@@ -85,6 +85,7 @@ FULL = Values(
     signs=True,
     searches=True,
     bytes_out=5_000_000,
+    largest_answer=2**20,
     asked_hosts=("api.example",),
     default=Peer("default", "[2001:db8::1]", 8080),
 )
@@ -487,7 +488,7 @@ def test_a_policy_gives_its_values_and_a_parent_without_its_password_is_left_out
 def test_nothing_is_removed_while_squid_runs_and_an_edit_that_is_taken_back_changes_nothing() -> (
     None
 ):
-    less = Values(keys=frozenset({"core"}), bytes_out=5_000_000)
+    less = Values(keys=frozenset({"core"}), bytes_out=5_000_000, largest_answer=2**20)
     both = merge(FULL, less)
     assert both == merge(both, less) == merge(both, replace(FULL, default=None))
     assert (both.keys, both.peers, both.default) == (
@@ -618,6 +619,21 @@ def test_no_group_has_one_member(name: str) -> None:
     lone = {acl for acl, found in members.items() if len(found) < 2}
     # squid.conf names it in any case; the part `watch` adds to it
     assert lone <= {"sk_withheld"}
+
+
+def test_answers_are_bounded_only_where_a_quota_counts_their_bytes() -> None:
+    def lines(values: Values) -> list[str]:
+        found = whole(values).splitlines()
+        return [line for line in found if "reply_body_max_size" in line.split()[:1]]
+
+    assert lines(replace(FULL, largest_answer=None)) == []
+    assert "sk_too_large" not in whole(replace(FULL, largest_answer=None))
+    assert lines(replace(FULL, largest_answer=2**16)) == [
+        "reply_body_max_size 1 bytes sk_answer_refused",
+        "reply_body_max_size 32768 bytes sk_answer_32768",
+        "reply_body_max_size 65536 bytes sk_answer_65536",
+        "reply_body_max_size 16384 bytes sk_answer_counts !sk_answer_whole",
+    ]
 
 
 WRITES = (

@@ -97,7 +97,7 @@ HELPERS = {
     ),
     "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 72_000, 80_000),
     "meter": (
-        [f"{n} {line} open - - 1 2 3" for n, line in enumerate(NINE)],
+        [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
         69_000,
         69_000,
     ),

@@ -244,8 +244,9 @@ FAILURES: Final = (
     ),
     FailurePage(
         ("ERR_TOO_BIG",),
-        f"REFUSED: the request, or the answer to it, is larger than this gateway lets pass. {_UNSENT}",
-        "A limit of squid.conf: request_header_max_size, request_body_max_size or reply_body_max_size.",
+        "REFUSED: the request, or the answer to it, is larger than this gateway lets pass.",
+        "A limit of squid.conf: request_header_max_size, request_body_max_size or reply_body_max_size. Or a quota of"
+        " bytes_in has less left than the answer has.",
         f"{_NO_RETRY}. Send or ask for less at a time.",
         Cause.CLIENT,
         "does not help",

@@ -24,7 +24,7 @@ from squidkeeper.policy.language.model import (
     Route,
     Strip,
 )
-from squidkeeper.policy.language.quotas import QuotaUnit
+from squidkeeper.policy.language.quotas import QuotaUnit, largest_answer
 from squidkeeper.policy.language.upstreams import DEFAULT
 
 NOT_RENDERED: Final = "not-rendered"
@@ -198,6 +198,8 @@ def _of_policy(policy: Policy) -> Iterator[str]:
     ]
     if limits:
         yield f"{Part.QUOTAS}.bytes_out-{max(limits)}"
+    if largest := largest_answer(policy.quotas):
+        yield f"{Part.QUOTAS}.bytes_in-{largest}"
 
 
 def _of_strip(strip: Strip | None) -> Iterator[str]:

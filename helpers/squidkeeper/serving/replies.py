@@ -561,10 +561,20 @@ def found_reply(
 # --- meter ----------------------------------------------------------------------------
 
 
-def within_quota_reply(rule: str) -> Reply:
-    """Let a request pass on: `rule` has allowed it."""
+def within_quota_reply(rule: str, *, counts_answer: bool = False) -> Reply:
+    """Let a request pass on: `rule` has allowed it.
+
+    `counts_answer`: the bytes of its answer count, so Squid asks about that too.
+    """
     counts = (_decision_key(METER, rule, "allow"),)
-    return Reply(Result.OK, (("rule_", rule), ("verdict_", "allow")), counts=counts)
+    asks = (("answers_", "yes"),) if counts_answer else ()
+    annotations = (("rule_", rule), ("verdict_", "allow"), *asks)
+    return Reply(Result.OK, annotations, counts=counts)
+
+
+def answer_fits_reply(share: int | None) -> Reply:
+    """Let an answer pass on: all of it, or a share of so many bytes."""
+    return Reply(Result.OK, (("answer_", "whole" if share is None else str(share)),))
 
 
 def over_quota_reply(

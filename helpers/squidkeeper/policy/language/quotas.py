@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,6 +14,8 @@ from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import byte_size, quantity
 from squidkeeper.policy.language.prices import MILLIONTHS
 
+# of `bytes_in`, in bytes: held for an answer from when its request begins
+SMALL_ANSWER: Final = 16_384
 DEFAULT_RULE: Final = "default"  # in `rules`: what no rule decides
 # in `found` of a record: how a quota that could not be counted is named
 UNCOUNTED: Final = "quota-unavailable"
@@ -131,6 +134,21 @@ class Quota:
     def amount(self) -> str:
         """The limit with its unit."""
         return shown_amount(self.unit, self.limit)
+
+
+def largest_answer(quotas: Iterable[Quota]) -> int | None:
+    """Return how much an answer of unknown length may have at most, where bytes of
+    answers count; None where they do not.
+    """
+    limits = [quota.limit for quota in quotas if quota.unit is QuotaUnit.BYTES_IN]
+    return answer_share(max(limits)) if limits else None
+
+
+def answer_share(size: int) -> int:
+    """Return the largest share of an answer up to a size: a power of two, and
+    `SMALL_ANSWER` at least.
+    """
+    return max(1 << size.bit_length() >> 1, SMALL_ANSWER)
 
 
 def shown_amount(unit: QuotaUnit, count: int) -> str:

@@ -750,7 +750,8 @@ CAUSES: Final = (
     KnownCause(
         "too-large",
         "error `ERR_TOO_BIG`",
-        "The request, or the answer to it, is larger than squid.conf lets pass.",
+        "The request, or the answer to it, is larger than squid.conf lets pass, or than what is left of a quota of"
+        " `bytes_in`.",
         "Let the client send or ask for less at a time, or raise `request_header_max_size`, `request_body_max_size` or"
         " `reply_body_max_size` in local.conf.",
         _of_squid("ERR_TOO_BIG"),

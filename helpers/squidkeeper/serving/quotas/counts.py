@@ -4,12 +4,18 @@ log; what every store does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 from squidkeeper.base.client_network import client_network
-from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.policy.language.quotas import (
+    Counted,
+    Quota,
+    QuotaUnit,
+    Window,
+    answer_share,
+)
 
 # a lease is at most this part of what is left, so that the last units are given one by
 # one
@@ -84,13 +90,35 @@ class CountStore(Protocol):
         """Add what was used already."""
 
 
+# How much to hold of what is free, beside so many other requests; none refuses the
+# request.
+Choice = Callable[[int, int], int]
+_FEW: Final = 4  # requests
+
+
+def exactly(size: int) -> Choice:
+    """Hold a size."""
+    return lambda free, _: size if size <= free else 0
+
+
+def at_most(size: int) -> Choice:
+    """Hold a size, or what is left."""
+    return lambda free, _: min(size, free)
+
+
+def share_of_answer(free: int, others: int) -> int:
+    """Hold for an answer of unknown length what leaves others some."""
+    return min(answer_share(free // (2 if others < _FEW else 16)), free)
+
+
 class HoldingStore(CountStore, Protocol):
-    """Holds what requests are about to send, on this gateway."""
+    """Holds what requests are about to send or to get, on this gateway."""
 
     def hold(
-        self, request: str, count: QuotaCount, limit: int, size: int | None
+        self, request: str, count: QuotaCount, limit: int, choose: Choice
     ) -> Taken:
-        """Hold a size, or all that is left, until the request has ended.
+        """Hold what `choose` says until the request has ended, in place of what the
+        request holds already.
 
         None given: it is more than is left.
         """

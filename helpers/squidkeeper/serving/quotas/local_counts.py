@@ -16,6 +16,7 @@ from squidkeeper.base.errors import CountsBusy, CountsUnavailable
 from squidkeeper.base.shared_database import SharedDatabase
 from squidkeeper.serving.quotas.counts import (
     LARGEST,
+    Choice,
     QuotaCount,
     QuotaUse,
     Taken,
@@ -45,7 +46,7 @@ CREATE INDEX IF NOT EXISTS by_request ON held (request);
 _FIND: Final = "SELECT began, used FROM counts WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
 _HOLD: Final = "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)"
 OF_COUNT: Final = "FROM held WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
-_HELD: Final = f"SELECT coalesce(sum(amount * (ends > ?)), 0), count(*) {OF_COUNT}"
+_HELD: Final = f"SELECT coalesce(sum(amount * (ends > ?)), 0), count(*) {OF_COUNT} AND request <> ?"
 _USES: Final = """
 SELECT quota, unit, every, holder, sum(used), max(ends) FROM (
     SELECT quota, unit, every, holder, used, ends FROM counts
@@ -122,21 +123,20 @@ class LocalCounts:
         request: str,
         count: QuotaCount,
         limit: int,
-        size: int | None,
+        choose: Choice,
         used: int | None = None,
     ) -> Taken:
-        """Hold what a request is about to send, until `release`: a size, or all that is
-        left.
+        """Hold what a request is about to send or to get, until `release`.
 
-        None given: too little.
+        None given: too little is left.
 
         `used` is what the store of all gateways has; else what is counted here. `left`
         leaves out what is held. Held units count until the window ends.
         """
         with self._database.transaction() as database:
-            offer = self._offer(database, count, limit, used)
-            given = offer.free if size is None else size
-            if not 0 < given <= offer.free:
+            offer = self._offer(database, count, limit, used, request)
+            given = choose(max(0, offer.free), offer.rows)
+            if given <= 0:
                 return offer.taken(0)
             self._keep(database, request, count, given, offer.ends)
             return offer.taken(given)
@@ -200,10 +200,12 @@ class LocalCounts:
         count: QuotaCount,
         limit: int,
         used: int | None,
+        request: str = "",
     ) -> Offer:
+        """Offer what other requests than this one do not hold."""
         now = self._clock()
         began, here = _current(database, count, now)
-        held, rows = database.execute(_HELD, (now, *key_of(count))).fetchone()
+        held, rows = database.execute(_HELD, (now, *key_of(count), request)).fetchone()
         return Offer(
             here if used is None else used,
             held,

@@ -17,7 +17,9 @@ from typing import Final
 from squidkeeper.base.errors import CountsBusy, CountsUnavailable
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
 from squidkeeper.serving.quotas.counts import (
+    LARGEST,
     LEASE_AT_MOST,
+    Choice,
     HoldingStore,
     QuotaCount,
     Taken,
@@ -35,13 +37,14 @@ _AWAY_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What a request is about to send: the request's ID, and its size.
-
-    None: it sends chunks.
+    """What a request is about to send, or to get: the request's ID, of what, and how
+    much is held of what is left.
     """
 
     request: str
-    size: int | None
+    unit: QuotaUnit
+    choose: Choice
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,39 +101,55 @@ class Meter:
         self._leases: dict[QuotaCount, _Lease] = {}
 
     def take(
-        self, counts: Iterable[tuple[Quota, str]], body: Announced | None = None
+        self, counts: Iterable[tuple[Quota, str]], *announced: Announced
     ) -> Refusal | None:
-        """Take a unit of each of these quotas for a holder each, and hold the bytes of
-        a body; or do nothing.
+        """Take a unit of each of these quotas for a holder each, and hold the bytes
+        that are announced; or do nothing.
         """
         now = self._clock()
         used: list[_Lease] = []
         for quota, holder in counts:
-            lease, refusal = self._ask(quota, holder, body, now)
+            lease, refusal = self._ask(quota, holder, announced, now)
             if refusal is not None:
                 for taken in used:
                     taken.left += 1
-                self._release(body)
+                self._release(announced)
                 return refusal
             if lease is not None:
                 lease.left -= 1
                 used.append(lease)
         return None
 
+    def hold(
+        self, counts: Iterable[tuple[Quota, str]], announced: Announced
+    ) -> int | Refusal:
+        """Hold what is announced of each of these quotas; return the least that is
+        held.
+        """
+        least = LARGEST
+        for quota, holder in counts:
+            try:
+                taken = self._hold(quota, holder, announced)
+            except CountsUnavailable as error:
+                return _unavailable(quota, error)
+            if not taken.given:
+                return _refusal(quota, taken, announced)
+            least = min(least, taken.given)
+        return least
+
     def _ask(
-        self, quota: Quota, holder: str, body: Announced | None, now: float
+        self, quota: Quota, holder: str, announced: Iterable[Announced], now: float
     ) -> tuple[_Lease | None, Refusal | None]:
         try:
-            if body and quota.unit is QuotaUnit.BYTES_OUT:
-                return None, self._hold(quota, holder, body)
+            for size in announced:
+                if size.unit is quota.unit:
+                    taken = self._hold(quota, holder, size)
+                    return None, None if taken.given else _refusal(quota, taken, size)
             if quota.unit.is_size:
                 return None, self._check_size(quota, holder, now)
             lease = self._lease(quota, holder, now)
         except CountsUnavailable as error:
-            busy = isinstance(error, CountsBusy)
-            return None, Refusal(
-                quota, _AWAY_SECONDS, unavailable=str(error), busy=busy
-            )
+            return None, _unavailable(quota, error)
         return (
             (lease, None) if lease.left else (None, Refusal(quota, lease.ends_at - now))
         )
@@ -153,22 +172,16 @@ class Meter:
             count, _Lease(taken.given, until, taken.given, now + taken.ends_in)
         )
 
-    def _hold(self, quota: Quota, holder: str, body: Announced) -> Refusal | None:
+    def _hold(self, quota: Quota, holder: str, announced: Announced) -> Taken:
         self._check_counting()
-        taken = self._store.hold(
-            body.request, QuotaCount.of(quota, holder), quota.limit, body.size
-        )
-        held = taken.left >= (body.size or 1)
-        return (
-            None
-            if taken.given
-            else Refusal(quota, taken.ends_in, left=taken.left, held=held)
-        )
+        count = QuotaCount.of(quota, holder)
+        return self._store.hold(announced.request, count, quota.limit, announced.choose)
 
-    def _release(self, body: Announced | None) -> None:
-        if body:
+    def _release(self, announced: Iterable[Announced]) -> None:
+        requests = {size.request for size in announced}
+        if requests:
             with suppress(CountsUnavailable):  # then it is held until the window ends
-                self._store.release([body.request])
+                self._store.release(requests)
 
     def _check_counting(self) -> None:
         if not self._counts_bytes():
@@ -198,3 +211,13 @@ class Meter:
                 self._leases.clear()
         self._leases[count] = lease
         return lease
+
+
+def _unavailable(quota: Quota, error: CountsUnavailable) -> Refusal:
+    busy = isinstance(error, CountsBusy)
+    return Refusal(quota, _AWAY_SECONDS, unavailable=str(error), busy=busy)
+
+
+def _refusal(quota: Quota, taken: Taken, announced: Announced) -> Refusal:
+    held = taken.left >= announced.least
+    return Refusal(quota, taken.ends_in, left=taken.left, held=held)

@@ -13,6 +13,7 @@ from typing import Final
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.policy.language.quotas import QuotaUnit, Window
 from squidkeeper.serving.quotas.counts import (
+    Choice,
     CountStore,
     HoldingStore,
     QuotaCount,
@@ -78,12 +79,15 @@ class SharedCounts:
         return self._local.take(count, limit // self._settings.gateways, asked)
 
     def hold(
-        self, request: str, count: QuotaCount, limit: int, size: int | None
+        self, request: str, count: QuotaCount, limit: int, choose: Choice
     ) -> Taken:
-        """Hold what a request is about to send. Other gateways see it at its end."""
+        """Hold what a request is about to send or to get.
+
+        Other gateways see it at its end.
+        """
         taken = self.take(count, limit, 0)
         return self._local.hold(
-            request, count, taken.used + taken.left, size, taken.used
+            request, count, taken.used + taken.left, choose, taken.used
         )
 
     def release(self, requests: Iterable[str]) -> None:
@@ -167,10 +171,10 @@ class GatewayCounts:
         self._current().add(count, amount)
 
     def hold(
-        self, request: str, count: QuotaCount, limit: int, size: int | None
+        self, request: str, count: QuotaCount, limit: int, choose: Choice
     ) -> Taken:
-        """Hold what a request is about to send."""
-        return self._current().hold(request, count, limit, size)
+        """Hold what a request is about to send or to get."""
+        return self._current().hold(request, count, limit, choose)
 
     def release(self, requests: Iterable[str]) -> None:
         """Hold nothing any more for these requests."""

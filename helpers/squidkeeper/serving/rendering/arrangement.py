@@ -46,6 +46,7 @@ LADDERS: Final[Mapping[str, str]] = {
     "cache": "what may be answered from the cache",
     "store_miss": "what may be stored",
     "send_hit": "what may be answered from what is stored",
+    "reply_body_max_size": "how much an answer may have",
 }
 # The others that name ACLs.
 _TABLES: Final[Mapping[str, str]] = {

@@ -22,6 +22,7 @@ from squidkeeper.policy.language.headers import (
     UNKNOWN_HEADERS,
     spellings,
 )
+from squidkeeper.policy.language.quotas import SMALL_ANSWER
 from squidkeeper.policy.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.policy.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 from squidkeeper.serving.parts import Part
@@ -233,6 +234,25 @@ def _body_bound(values: Values) -> Iterator[str]:
         yield f"{BODY_BOUND} {values.bytes_out} bytes"
 
 
+def _answer_bound(values: Values) -> Iterator[str]:
+    """Bound answers where a quota counts their bytes: they are counted when a request
+    ends. An answer of unknown length is cut at its share. Message 58 is that Squid does
+    not know the answer yet, which it then takes from the check.
+    """
+    if not values.largest_answer:
+        return
+    yield "cache_log_message id=58 level=2"
+    yield "icap_service sk_too_large respmod_precache icap://127.0.0.1:1/ bypass=off"
+    yield "adaptation_access sk_too_large allow !CONNECT sk_large_answer !sk_answer_fits"
+    yield f"{_ANSWER_SIZE} 1 bytes sk_answer_refused"
+    share = 2 * SMALL_ANSWER
+    while share <= values.largest_answer:
+        yield f"acl sk_answer_{share} note answer_ {share}"
+        yield f"{_ANSWER_SIZE} {share} bytes sk_answer_{share}"
+        share *= 2
+    yield f"{_ANSWER_SIZE} {SMALL_ANSWER} bytes sk_answer_counts !sk_answer_whole"
+
+
 def _continued_uploads(values: Values) -> Iterator[str]:
     """Have uploads to the hosts of the service go on.
 
@@ -310,6 +330,7 @@ def _continued(lines: Iterable[str]) -> str:
 
 _UNKNOWN: Final = UNKNOWN_HEADERS.lower()
 _READ: Final = {name.lower() for name in READ_HEADERS}
+_ANSWER_SIZE: Final = "reply_body_max_size"
 BODY_BOUND: Final = "request_body_max_size"
 # What each placeholder of squid/squidkeeper.conf and squid/parts/ expands to;
 # setup/configuration.py has those of a gateway.
@@ -327,6 +348,7 @@ PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "FIRST_COPIES": _first_copies,
     "ONE_LOGIN": _one_login,
     "STRIP": _strip,
+    "ANSWER_BOUND": _answer_bound,
     "BODY_BOUND": _body_bound,
     "CONTINUED_UPLOADS": _continued_uploads,
     "CONTENT_TYPE": _content_type,

@@ -15,7 +15,7 @@ from squidkeeper.base.errors import SecretUnavailable
 from squidkeeper.policy.language.forms import signs
 from squidkeeper.policy.language.hosts import HostForm
 from squidkeeper.policy.language.model import Parent, Policy, Route
-from squidkeeper.policy.language.quotas import LARGEST_SIZE, QuotaUnit
+from squidkeeper.policy.language.quotas import LARGEST_SIZE, QuotaUnit, largest_answer
 from squidkeeper.policy.language.secret_sources import FileSource
 from squidkeeper.policy.language.upstreams import DEFAULT, parse_upstream_url
 from squidkeeper.serving.credentials import SecretStore
@@ -72,7 +72,8 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
 
     `strips` has the key of each header that a rule removes, in lower case. `injects`
     are the headers of credentials. `signs` and `searches`: the policy signs requests,
-    and searches them for secrets. `bytes_out` is the largest limit of such a quota.
+    and searches them for secrets. `bytes_out` is the largest limit of such a quota,
+    `largest_answer` what an answer of unknown length may have under one of `bytes_in`.
     `asked_hosts` are those of requests that may go to the service of bodies,
     `.example.com` with the hosts under it; None: every host. `default` is the parent of
     install.sh's --upstream. `documented`: no tunnel shares connections to origins
@@ -86,6 +87,7 @@ class Values(Struct, frozen=True, forbid_unknown_fields=True):
     signs: bool = False
     searches: bool = False
     bytes_out: Size | None = None
+    largest_answer: Size | None = None
     asked_hosts: Annotated[tuple[HostTree, ...], Meta(max_length=_MOST)] | None = ()
     default: Peer | None = None
     documented: bool = False
@@ -155,6 +157,7 @@ def values_of(policy: Policy, secrets: SecretStore) -> tuple[Values, tuple[str, 
         signs=any(signs(credential.form) for credential in policy.credentials),
         searches=policy.watch is not None,
         bytes_out=max(limits, default=None),
+        largest_answer=largest_answer(policy.quotas),
         asked_hosts=_asked_hosts(policy),
         password_files=tuple(_password_files(policy)),
     )
@@ -233,7 +236,7 @@ def merge(former: Values, new: Values) -> Values:
     A number, a password and --upstream are replaced.
     """
     peers = {peer.key: peer for peer in (*former.peers, *new.peers)}
-    bound = {key for key in former.keys if key.startswith(_BOUND)}
+    bound = {key for key in former.keys if key.startswith(_BOUNDS)}
     return Values(
         keys=(former.keys - bound) | new.keys,
         strips=former.strips | new.strips,
@@ -242,6 +245,7 @@ def merge(former: Values, new: Values) -> Values:
         signs=former.signs or new.signs,
         searches=former.searches or new.searches,
         bytes_out=new.bytes_out,
+        largest_answer=new.largest_answer,
         asked_hosts=_both(former.asked_hosts, new.asked_hosts),
         default=new.default or former.default,
         documented=former.documented,
@@ -257,4 +261,4 @@ def _both(
     return tuple(sorted(hosts))
 
 
-_BOUND: Final = f"{Part.QUOTAS}.bytes_out-"
+_BOUNDS: Final = (f"{Part.QUOTAS}.bytes_out-", f"{Part.QUOTAS}.bytes_in-")
