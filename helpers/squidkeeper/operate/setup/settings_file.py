@@ -185,10 +185,16 @@ def _written(data: Mapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
-    listed = yaml.safe_dump(
-        [value], default_flow_style=True, sort_keys=False, width=_LONGEST_LINE
+    """Write a value in one line, a scalar with quotes only where it needs them."""
+    is_scalar = not isinstance(value, dict | list)
+    written = yaml.safe_dump(
+        value if is_scalar else [value],
+        default_flow_style=not is_scalar,
+        sort_keys=False,
+        width=_LONGEST_LINE,
     )
-    return str(listed).strip()[1:-1]
+    line: str = written.splitlines()[0]
+    return line if is_scalar else line[1:-1]
 
 
 def read_settings(file: Path, content: bytes) -> GatewaySettings:
