@@ -69,7 +69,7 @@ rules:
 
 OWN_LINES = [
     "request_header_access X-Forwarded-Host allow all",
-    "acl sk_private dst 2001:db8:64::a00:0/104",
+    "acl sk_ask_private dst 2001:db8:64::a00:0/104",
 ]
 
 
@@ -86,7 +86,7 @@ def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
     documented = request.param == "documented" or DOCUMENTED in os.environ
     gateway.render(documented=documented)
     gateway.start()
-    assert ("sk_shares" in gateway.layout.fragment.read_text()) is not documented
+    assert ("sk_is_sharing" in gateway.layout.fragment.read_text()) is not documented
     return gateway
 
 

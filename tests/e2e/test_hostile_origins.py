@@ -24,7 +24,7 @@ defaults: {action: allow}
 rules:
   - {name: closed, action: deny, hosts: [closed.example]}
 """
-SOURCES = "acl sk_certificate_source dstdomain -n open.example closed.example inside.example crash.example"
+SOURCES = "acl sk_is_certificate_source dstdomain -n open.example closed.example inside.example crash.example"
 BODY = b"0123456789"
 CHUNKED = b"a\r\n" + BODY + b"\r\n0\r\n\r\n"
 LENGTH = "Content-Length: 10"

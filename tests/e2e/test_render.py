@@ -298,10 +298,12 @@ def test_the_ladders_are_printed_as_squid_reads_them_with_reasons(
     ladder = rest.splitlines()[: rest.splitlines().index(next(other(rest)))]
     lines, places = ladder[::2], ladder[1::2]
     assert [int(line.split(".")[0]) for line in lines] == [*range(1, len(lines) + 1)]
-    assert lines[0].split(". ")[1].startswith("http_access allow localhost sk_itself")
+    assert (
+        lines[0].split(". ")[1].startswith("http_access allow localhost sk_is_own_name")
+    )
     assert lines[-1].endswith(". http_access allow all")
     assert places[-1].strip().startswith(f"{etc}/squid.conf:")
-    host = next(i for i, line in enumerate(lines) if "!sk_by_host" in line)
+    host = next(i for i, line in enumerate(lines) if "!sk_ask_host" in line)
     assert re.fullmatch(
         rf" +{etc}/squidkeeper\.conf:\d+: The host\. Its answer .*", places[host]
     )

@@ -429,7 +429,7 @@ def test_clients_share_a_connection_where_nothing_with_a_body_is_allowed(
 def test_with_the_documented_bumping_nobody_shares(
     documented: Gateway, origin: Careless, scheme: str
 ) -> None:
-    assert "sk_shares" not in documented.layout.fragment.read_text()
+    assert "sk_is_sharing" not in documented.layout.fragment.read_text()
     for number in range(ROUNDS):
         with (
             connected(documented, scheme, A, READ) as attacker,

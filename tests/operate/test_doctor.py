@@ -565,7 +565,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     (
         "credentials-cached",
         without(fragment, "\nstore_miss deny "),
-        "store_miss deny !sk_final sk_https sk_injected is missing",
+        "store_miss deny !sk_is_final sk_is_https sk_is_injected is missing",
     ),
     (
         "credentials-cached",
@@ -608,7 +608,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     (
         "counter-unlike-lines",
         without(conf, "stats_collection deny", "#stats_collection deny"),
-        "deny sk_scrape is missing",
+        "deny sk_is_scrape is missing",
     ),
     (
         "counter-unlike-lines",
@@ -659,7 +659,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         "watched-requests-logged",
         lambda value: watch_with(
             value,
-            "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_has_request\n",
+            "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_is_with_request\n",
         ),
         "udp",
     ),
@@ -714,7 +714,7 @@ def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None
         layout,
         "access_log udp://192.0.2.9:9 logformat=squidkeeper_withheld\naccess_log none\n",
     )
-    add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_withheld\n")
+    add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_is_withheld\n")
     # the lines for a collector, as documented
     edit(layout.local, "#access_log ", "access_log ")
     assert found("watched-requests-logged", inspect(layout)) == []
@@ -730,7 +730,7 @@ def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(
     )
     add(
         layout,
-        "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 23,0 29,0 33,0 55,0\nssl_bump stare all\n",
+        "store_miss allow !sk_is_injected\ndebug_options 11,5 ALL,1 11,0 23,0 29,0 33,0 55,0\nssl_bump stare all\n",
     )
     inspection = inspect(layout)
     for code in (
@@ -1635,9 +1635,9 @@ TRANSPARENT_CODES = (
             "http_port 127.{}:13443 require-proxy-header ssl-bump",
         ),
         (
-            "http_access deny sk_transparent sk_without_login !all",
+            "http_access deny sk_is_transparent sk_note_no_login !all",
             "",
-            "http_access deny sk_transparent sk_without_login !all",
+            "http_access deny sk_is_transparent sk_note_no_login !all",
         ),
     ],
 )

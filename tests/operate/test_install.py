@@ -806,6 +806,24 @@ def test_what_squid_warns_of_in_local_conf_is_told(
     assert "(half-closed-clients)" in done.stdout  # doctor, which runs last
 
 
+def test_a_line_of_yours_that_adds_to_no_acl_of_ours_is_refused(
+    gateway: Gateway, second_run: str
+) -> None:
+    """It would close nothing."""
+    local = gateway.place("etc/local.conf")
+    kept = local.read_text()
+    local.write_text(kept + "acl sk_ask_privat dst 203.0.113.7\n")
+    done = gateway.install()
+    local.write_text(kept + "acl sk_ask_private dst 203.0.113.7\n")
+    better = gateway.install()
+    local.write_text(kept)
+    assert (done.returncode, better.returncode) == (1, 0), better.stderr
+    assert (
+        "no line names the ACL sk_ask_privat: a line of yours about it" in done.stderr
+    )
+    assert gateway.install().returncode == 0
+
+
 def test_doctor_finds_nothing_in_a_good_gateway(gateway: Gateway) -> None:
     # it knows its root
     command: list[str | Path] = [
@@ -2416,7 +2434,7 @@ def test_the_own_addresses_are_there_before_squid_reads_them(gateway: Gateway) -
     kept = gateway.place("state/own-addresses")
     assert owner(kept) == squid_account()
     assert (
-        f'acl sk_private dst "{kept}"'
+        f'acl sk_ask_private dst "{kept}"'
         in gateway.place("etc/squidkeeper.conf").read_text()
     )
     assert "own-addresses" not in gateway.place("log/cache.log").read_text()

@@ -278,7 +278,7 @@ def test_the_login_helper_is_left_out_where_another_program_checks_logins() -> N
     left = configuration(None, own_login=True).templates()[login]
     assert left == without_login(part)
     assert re.findall(r"^(?:auth_param|authenticate_).*", left, re.MULTILINE) == []
-    assert "acl sk_logged_in proxy_auth REQUIRED" in left
+    assert "acl sk_ask_login proxy_auth REQUIRED" in left
 
 
 def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_resolver() -> (
@@ -419,21 +419,21 @@ def test_transparent_ports_add_lines_to_squid_conf_and_nothing_without() -> None
         configuration(root, workers=2).squid_conf()
     )
     assert sorted(line.split(" ssl-bump ")[0] for line in added) == [
-        "acl sk_transparent myportname sk_transparent_tls sk_transparent_http",
-        "acl sk_without_login annotate_client token_=none",
-        "http_access deny sk_transparent sk_without_login !all",
+        "acl sk_is_transparent myportname sk_transparent_tls sk_transparent_http",
+        "acl sk_note_no_login annotate_client token_=none",
+        "http_access deny sk_is_transparent sk_note_no_login !all",
         f"http_port {own}:13080 worker-queues name=sk_transparent_http require-proxy-header accel vhost allow-direct",
         f"http_port {own}:13443 worker-queues name=sk_transparent_tls require-proxy-header",
         "proxy_protocol_access allow localhost",
-        "request_header_access Surrogate-Capability deny sk_transparent",
+        "request_header_access Surrogate-Capability deny sk_is_transparent",
     ]
     assert listen_of(given.squid_conf()) == listen_of(plain.squid_conf())
     assert (
-        "\nhttp_access deny !sk_transparent sk_sends_login !sk_over_tls !sk_logged_in\n"
+        "\nhttp_access deny !sk_is_transparent sk_is_with_login !sk_is_over_tls !sk_ask_login\n"
         in given.templates()[login]
     )
     assert [
-        name for name, text in plain.templates().items() if "sk_transparent" in text
+        name for name, text in plain.templates().items() if "sk_is_transparent" in text
     ] == []
     listens = "--listen 192.168.137.1 --listen fd00::1"
     assert f"{listens} --tls-to {own}:13443 --http-to {own}:13080\n" in given.unit(
@@ -470,12 +470,12 @@ def test_behind_load_balancers_squid_takes_clients_from_these_alone_and_the_expo
     conf = made.squid_conf()
     assert "http_port 3129 \\\n    require-proxy-header \\\n    ssl-bump \\\n" in conf
     lines = re.findall(
-        "^(?:acl sk_balancers|proxy_protocol_access) .*", conf, re.MULTILINE
+        "^(?:acl sk_is_balancer|proxy_protocol_access) .*", conf, re.MULTILINE
     )
     assert lines == [
         "proxy_protocol_access allow localhost",
-        "acl sk_balancers src 10.0.0.5 fd00::5",
-        "proxy_protocol_access allow sk_balancers",
+        "acl sk_is_balancer src 10.0.0.5 fd00::5",
+        "proxy_protocol_access allow sk_is_balancer",
     ]
     options = re.findall(" --(?:proxy|health).*", made.unit("exporter"))
     assert options == [

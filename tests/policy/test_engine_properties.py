@@ -642,7 +642,7 @@ def test_credentials_are_those_of_the_url_that_is_fetched_whatever_the_rewriter_
 
 UNUSUAL = re.compile(
     re.search(
-        r"^acl sk_unusual_url url_regex (\S+)$",
+        r"^acl sk_is_unusual_url url_regex (\S+)$",
         (Path(__file__).parents[2] / "squid/squidkeeper.conf").read_text(),
         re.MULTILINE,
     )[1]  # type: ignore[index] # it is there, or all below fails

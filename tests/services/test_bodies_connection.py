@@ -781,7 +781,7 @@ def test_the_form_of_a_page_is_chosen_as_squid_chooses_it() -> None:
         line = next(
             line
             for line in conf.splitlines()
-            if line.startswith(f"acl sk_wants_{name} ")
+            if line.startswith(f"acl sk_is_{name}_wanted ")
         )
         written = (
             line.partition("-i ")[2]

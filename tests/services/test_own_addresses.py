@@ -118,15 +118,15 @@ def test_squid_reads_the_file_beside_the_private_networks_without_a_warning(
     lines = [
         line
         for line in FRAGMENT.read_text().splitlines()
-        if line.startswith("acl sk_private ")
+        if line.startswith("acl sk_ask_private ")
     ]
     text = "\n".join(lines).replace("/var/lib/squidkeeper", str(tmp_path))
     (tmp_path / "squid.conf").write_text(
-        f"http_port 3128\n{text}\nhttp_access deny sk_private\n"
+        f"http_port 3128\n{text}\nhttp_access deny sk_ask_private\n"
     )
     command = ["squid", "-k", "parse", "-f", str(tmp_path / "squid.conf")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f'acl sk_private dst "{tmp_path}/own-addresses"' in done.stderr
+    assert f'acl sk_ask_private dst "{tmp_path}/own-addresses"' in done.stderr
     assert [
         line
         for line in done.stderr.splitlines()

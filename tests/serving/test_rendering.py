@@ -167,31 +167,33 @@ def test_what_denies_after_the_service_of_bodies_is_asked_ahead_of_it() -> None:
         and name != part_file(Part.BODIES)
     ]
     core = texts[CORE].replace("\\\n   ", "")
-    ahead = dict(re.findall(r"^acl (sk_ahead_\d+) all-of (.*)$", core, re.MULTILINE))
+    ahead = dict(
+        re.findall(r"^acl (sk_[a-z]+_ahead_\d+) all-of (.*)$", core, re.MULTILINE)
+    )
     assert len(ahead) > 5
     assert sorted(ahead.values()) == sorted(
         [
-            "sk_adds_parameters sk_goes_ahead !all",
-            "sk_no_answer sk_asks_about_body !all",
+            "sk_is_adding_parameters sk_note_ahead !all",
+            "sk_note_no_answer sk_note_body_unanswered !all",
             *(
                 line
                 for line in later
                 if not line.startswith("CONNECT ")
-                and "sk_rewriter_answered" not in line
+                and "sk_is_with_final_url" not in line
             ),
         ]
     )
-    assert re.findall(r"^acl sk_asked_ahead any-of (\S+)$", core, re.MULTILINE) == [
+    assert re.findall(r"^acl sk_page_ahead any-of (\S+)$", core, re.MULTILINE) == [
         *ahead
     ]
-    assert [*ahead.values()][-1] == "sk_no_answer sk_asks_about_body !all", (
+    assert [*ahead.values()][-1] == "sk_note_no_answer sk_note_body_unanswered !all", (
         "what holds without an answer of the service is noted last"
     )
     assert re.findall(r"^http_access .*$", core, re.MULTILINE)[-1].endswith(
-        " sk_body_decides sk_asked_ahead"
+        " sk_is_by_body sk_page_ahead"
     )
     without = rendered(Values(keys=FULL.keys - {Part.BODIES}), pages=True)
-    assert not any("sk_body_decides" in text for text in without.values())
+    assert not any("sk_is_by_body" in text for text in without.values())
 
 
 def test_without_a_rule_about_bodies_squid_has_no_line_about_them() -> None:
@@ -217,7 +219,7 @@ TOGETHER_OR_APART = {"with a parent": FULL, "with shared connections": SHARING}
 
 def in_squids_order(texts: Mapping[str, str]) -> list[Line]:
     """The lines of the core, with those of each part where it is included; a test that
-    two parts have is there once.
+    two parts have is there once, one that no line names is not.
     """
     whole = re.sub(
         r"(?m)^include \S+/(squidkeeper\.d/\S+)$",
@@ -226,7 +228,13 @@ def in_squids_order(texts: Mapping[str, str]) -> list[Line]:
     )
     lines = [*read_lines(whole)]
     tests = {line.text: line for line in reversed(lines) if line.name == "acl"}
-    return [line for line in lines if tests.get(line.text, line) is line]
+    named = {word.strip("!") for line in lines for word in line.text.split()[2:]}
+    return [
+        line
+        for line in lines
+        if line.name != "acl"
+        or (tests[line.text] is line and line.text.split()[1] in named)
+    ]
 
 
 def by_directive(lines: Iterable[Line]) -> dict[str, list[str]]:
@@ -281,7 +289,7 @@ def test_each_line_of_a_ladder_has_its_number_and_a_reason(name: str) -> None:
 def test_what_the_policy_does_not_use_is_not_in_the_one_file() -> None:
     texts = render(templates(), Values(keys=frozenset({"core", *ALWAYS})))
     assert texts.keys() == {CORE}
-    for word in ("include", "sk_bodies", "sk_watch", "cache_peer", "sk_shares"):
+    for word in ("include", "sk_bodies", "sk_watch", "cache_peer", "sk_is_sharing"):
         assert not re.search(rf"(?m)^[^#\n]*{word}", texts[CORE]), word
 
 
@@ -346,12 +354,12 @@ def test_an_upload_goes_on_ahead_of_the_decision_where_the_host_may_ask_the_serv
     policy = load(directory, datetime.now(UTC)).compiled.source
     values, _ = values_of(policy, SecretStore({}, {}))
     lines = rendered(values)[part_file(Part.BODIES)]
-    named = re.findall(r"^acl sk_asked_host dstdomain -n (\S+)$", lines, re.MULTILINE)
+    named = re.findall(r"^acl sk_is_body_host dstdomain -n (\S+)$", lines, re.MULTILINE)
     assert named == (CONTINUES[hosts] or [])
     continues = re.findall(
         r"^force_request_body_continuation (.*)$", lines, re.MULTILINE
     )
-    assert continues == [f"allow !CONNECT{' sk_asked_host' if named else ''}"]
+    assert continues == [f"allow !CONNECT{' sk_is_body_host' if named else ''}"]
 
 
 def test_hosts_whose_uploads_go_on_stay_while_squid_runs() -> None:
@@ -618,7 +626,36 @@ def test_no_group_has_one_member(name: str) -> None:
     }
     lone = {acl for acl, found in members.items() if len(found) < 2}
     # squid.conf names it in any case; the part `watch` adds to it
-    assert lone <= {"sk_withheld"}
+    assert lone <= {"sk_is_withheld"}
+
+
+def kind_of(acl: str, tests: Mapping[str, list[str]], pages: set[str]) -> str:
+    """Say what an ACL does, which is how its name begins."""
+    kind, *members = " ".join(tests.get(acl, [""])).split()
+    if kind in ("any-of", "all-of"):
+        ours = (one.removeprefix("!") for one in members if "sk_" in one)
+        kinds = {kind_of(one, tests, pages) for one in ours}
+        return next((one for one in ("page", "ask") if one in kinds), "is")
+    if kind in ("external", "proxy_auth", "dst"):
+        return "ask"
+    if kind.startswith("annotate_"):
+        shows = acl in pages or any(one.startswith("page_=") for one in members)
+        return "page" if shows else "note"
+    return "is"
+
+
+@pytest.mark.parametrize("name", [*KINDS, *ALONE])
+def test_a_name_begins_with_what_its_test_does(name: str) -> None:
+    """`is`: it tests, at once. `note`: it always matches, and notes something. `ask`:
+    it may wait, for a helper or for DNS. `page`: it writes a page. A group is what one
+    of its members is: a page, else one that asks, else a test.
+    """
+    values = (KINDS | ALONE)[name]
+    tests = acls_in(values)
+    shown = re.findall(r"(?m)^deny_info \S+ (.*)$", whole(values))
+    pages = {acl for acls in shown for acl in acls.split()}
+    told = {acl: acl.split("_")[1] for acl in tests}
+    assert told == {acl: kind_of(acl, tests, pages) for acl in tests}
 
 
 def test_answers_are_bounded_only_where_a_quota_counts_their_bytes() -> None:
@@ -629,10 +666,10 @@ def test_answers_are_bounded_only_where_a_quota_counts_their_bytes() -> None:
     assert lines(replace(FULL, largest_answer=None)) == []
     assert "sk_too_large" not in whole(replace(FULL, largest_answer=None))
     assert lines(replace(FULL, largest_answer=2**16)) == [
-        "reply_body_max_size 1 bytes sk_answer_refused",
-        "reply_body_max_size 32768 bytes sk_answer_32768",
-        "reply_body_max_size 65536 bytes sk_answer_65536",
-        "reply_body_max_size 16384 bytes sk_answer_counts !sk_answer_whole",
+        "reply_body_max_size 1 bytes sk_is_answer_refused",
+        "reply_body_max_size 32768 bytes sk_is_answer_32768",
+        "reply_body_max_size 65536 bytes sk_is_answer_65536",
+        "reply_body_max_size 16384 bytes sk_is_answer_counted !sk_is_answer_whole",
     ]
 
 

@@ -377,7 +377,7 @@ _ESCAPES_IN_HOST = re.compile(r"(?:%(?:[89A-F][0-9A-F]|5B|5D))+")
 
 def is_unusual(url: str) -> bool:
     """Whether squid.conf asks helpers about a URL because it looks unusual
-    (`sk_unusual_url`), sent or logged.
+    (`sk_is_unusual_url`), sent or logged.
     """
     decoded = (
         unquote_to_bytes(url) if "%" in url else url.encode("utf-8", "surrogateescape")
@@ -418,7 +418,7 @@ def unrecorded_url(text: str) -> str:
 
 
 def is_own_page(url: str) -> bool:
-    """Whether squid.conf denies a URL as one of Squid's own pages (`sk_own_pages`)."""
+    """Whether Squid denies a URL as one of its own pages (`sk_is_own_page`)."""
     match = _URL.fullmatch(url)
     path = unquote_to_bytes(match[3][: 3 * len(OWN_PAGES)]) if match else b""
     return path[: len(OWN_PAGES)].lower() == OWN_PAGES.encode()

@@ -67,14 +67,14 @@ _OF_OWN_SCRAPE: Final = (
         "http_access",
         "allow",
         "localhost",
-        "sk_itself",
-        "sk_counters",
-        "sk_get",
-        "!sk_through_proxy",
-        "sk_is_scrape",
+        "sk_is_own_name",
+        "sk_is_counters_page",
+        "sk_is_get",
+        "!sk_is_from_proxy",
+        "sk_note_scrape",
     ),
 )
-_OWN_ALLOWS: Final = (_OF_OWN_SCRAPE, ("adapted_http_access", "allow", "sk_scrape"))
+_OWN_ALLOWS: Final = (_OF_OWN_SCRAPE, ("adapted_http_access", "allow", "sk_is_scrape"))
 # Actions of ssl_bump after which Squid judges the requests of a tunnel, or ends it.
 _JUDGED: Final = frozenset(
     {"bump", "client-first", "server-first", "stare", "terminate"}
@@ -84,7 +84,7 @@ _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
 # format without URLs.
 _WITHHOLD: Final = frozenset(
     {
-        "!sk_withheld",
+        "!sk_is_withheld",
         "squidkeeper_withheld",
         "logformat=squidkeeper_withheld",
         "logformat=squidkeeper_unsent",
@@ -237,14 +237,21 @@ def _cached_credentials(seen: Inspection) -> Iterator[Found]:
     place, asked = str(seen.layout.fragment), Part.CREDENTIALS in seen.parts
     for name in ("store_miss", "send_hit") if asked else ():
         for directive in seen.named(name):
-            if directive.words == ("deny", "!sk_final", "sk_https", "sk_injected"):
+            if directive.words == (
+                "deny",
+                "!sk_is_final",
+                "sk_is_https",
+                "sk_is_injected",
+            ):
                 break
-            if directive.first == "allow" and not {_NEVER, "!sk_injected"} & set(
+            if directive.first == "allow" and not {_NEVER, "!sk_is_injected"} & set(
                 directive.words
             ):
                 yield _at(directive)
         else:
-            yield Found(f"{name} deny !sk_final sk_https sk_injected is missing", place)
+            yield Found(
+                f"{name} deny !sk_is_final sk_is_https sk_is_injected is missing", place
+            )
     if not any(line.words == ("deny", "all") for line in seen.named("cache")):
         yield Found("cache deny all is missing", place)
 
@@ -275,7 +282,7 @@ def _added_headers(one: Inspection) -> Iterator[Found]:
 @warning(
     "counter-unlike-lines",
     "Squid's own counter of requests does not fit the lines of the access log",
-    "Write `stats_collection deny sk_scrape` behind `acl sk_scrape` as in squid.conf, and no other such line."
+    "Write `stats_collection deny sk_is_scrape` behind `acl sk_is_scrape` as in squid.conf, and no other such line."
     " Otherwise `squidkeeper archive verify` reports faults that are none.",
 )
 def _counter_unlike_lines(seen: Inspection) -> Iterator[Found]:
@@ -285,13 +292,15 @@ def _counter_unlike_lines(seen: Inspection) -> Iterator[Found]:
         return  # nothing of ours reads them
     left_out = False
     for directive in seen.named("stats_collection"):
-        ours = directive.words == ("deny", "sk_scrape")
+        ours = directive.words == ("deny", "sk_is_scrape")
         decides = not ours and _NEVER not in directive.words
         if decides and (directive.first == "deny" or not left_out):
             yield _at(directive)
         left_out = left_out or ours
     if not left_out:
-        yield Found("stats_collection deny sk_scrape is missing", str(seen.layout.conf))
+        yield Found(
+            "stats_collection deny sk_is_scrape is missing", str(seen.layout.conf)
+        )
 
 
 @critical(
@@ -628,7 +637,7 @@ def _no_record(seen: Inspection) -> Iterator[Found]:
 @critical(
     "watched-requests-logged",
     "A log shows URLs of requests that hold what the policy watches for",
-    "End an access_log of yours in `!sk_withheld` (see squid/INSTALL.md). For ours, run `./install.sh`.",
+    "End an access_log of yours in `!sk_is_withheld` (see squid/INSTALL.md). For ours, run `./install.sh`.",
 )
 def _logs_what_is_watched_for(seen: Inspection) -> Iterator[Found]:
     if seen.policy is None or not seen.policy.watches_requests:
@@ -637,7 +646,7 @@ def _logs_what_is_watched_for(seen: Inspection) -> Iterator[Found]:
     for line in logs:
         if not _WITHHOLD & set(line.words):
             yield _at(line, f"access_log {line.first}")
-    for acl in ("!sk_withheld", "sk_withheld"):
+    for acl in ("!sk_is_withheld", "sk_is_withheld"):
         if not any(acl in line.words for line in logs):
             yield Found(
                 f"squidkeeper's access_log line with {acl} is missing",

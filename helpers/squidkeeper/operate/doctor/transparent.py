@@ -61,7 +61,7 @@ def _lines_missing(seen: Inspection) -> Iterator[Found]:
                 "allow-direct",
             ),
         ),
-        ("http_access", ("deny", "sk_transparent", "sk_without_login", "!all")),
+        ("http_access", ("deny", "sk_is_transparent", "sk_note_no_login", "!all")),
     )
     for name, words in lines if seen.transparent else ():
         if not any({*words} <= {*directive.words} for directive in seen.named(name)):

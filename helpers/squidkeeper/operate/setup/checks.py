@@ -156,6 +156,20 @@ def check_prepared(service: str, conf: Path) -> str:
     return told
 
 
+def unnamed_tests(parsed: str) -> list[str]:
+    """List the ACLs with a name like ours that Squid has read, and that no line names:
+    lines of the operator's add to one that is not there.
+    """
+    lines = [line.split() for line in re.findall(r"\| Processing: (.*)", parsed)]
+    tests = {line[1] for line in lines if line[0] == "acl" and line[1][:3] == "sk_"}
+    named = {
+        word.removeprefix("!")
+        for line in lines
+        for word in line[2 if line[0] == "acl" else 1 :]
+    }
+    return sorted(tests - named)
+
+
 def unsafe_directives(parsed: str) -> list[str]:
     """List directives of the operator's, as Squid repeats them, that take requests past
     the closing of addresses.

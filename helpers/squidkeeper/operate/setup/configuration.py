@@ -39,7 +39,7 @@ _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
 _LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
 _BEHIND_HAPROXY: Final = "127.53.53.53:13129"
-_BALANCERS: Final = "acl sk_balancers src "
+_BALANCERS: Final = "acl sk_is_balancer src "
 _TAKES_HEADER: Final = "proxy_protocol_access allow "
 _MARK_OF_SECTION: Final = re.compile(r"^ *# (?:>>> \w+|<<<)\n", re.MULTILINE)
 _ARCHIVE_SECONDS: Final = 300  # as in squidkeeper-archive.timer
@@ -278,7 +278,7 @@ class Configuration:
         return pages | {
             "WORKERS": f"workers {self.workers}" if self.workers > 1 else "",
             "RATE": f"{_RATE / self.workers:g}",
-            "UNLESS_TRANSPARENT": "!sk_transparent " if self.transparent else "",
+            "UNLESS_TRANSPARENT": "!sk_is_transparent " if self.transparent else "",
             "BURST": str(-(-_BURST // self.workers)),
             "BODIES": self.layout.bodies,
         }

@@ -448,6 +448,10 @@ class Installation:
         self._say_workers()
         for warning in re.findall(r"\| (WARNING: .*)", parsed):
             say("", warning)
+        if unnamed := checks.unnamed_tests(parsed):
+            raise SetupFailed(
+                f"no line names the ACL {unnamed[0]}: a line of yours about it does nothing"
+            )
         for directive in checks.unsafe_directives(parsed):
             say(
                 "WARNING",

@@ -563,8 +563,8 @@ CAUSES: Final = (
         "certificate-fetch",
         "rule `invalid-request`, without a client",
         "An origin sent an incomplete chain of certificates, and Squid wanted to fetch what is missing from {host}.",
-        "Let the origin send its whole chain. If that is impossible, add `acl sk_certificate_source dstdomain -n HOST`"
-        " to local.conf; the policy must allow HOST too, to every client.",
+        "Let the origin send its whole chain. If that is impossible, add `acl sk_is_certificate_source dstdomain"
+        " -n HOST` to local.conf; the policy must allow HOST too, to every client.",
         _is_of_no_client,
     ),
     KnownCause(

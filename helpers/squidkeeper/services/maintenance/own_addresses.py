@@ -1,8 +1,8 @@
 """Closing the gateway's own addresses to clients, like private ones.
 
 A public address of the gateway reaches every service that listens on it.
-squidkeeper.conf reads these addresses from a file, `acl sk_private dst "FILE"`. This
-task updates the file and lets Squid read it again.
+squidkeeper.conf reads these addresses from a file, `acl sk_ask_private dst "FILE"`.
+This task updates the file and lets Squid read it again.
 """
 
 import logging
@@ -28,7 +28,7 @@ from squidkeeper.services.maintenance.squid_process import RateLimit, SquidProce
 
 FILE: Final = "own-addresses"
 _HEAD = """\
-# The public addresses of this gateway. Squid closes them to clients (sk_private).
+# The public addresses of this gateway. Squid closes them to clients (sk_ask_private).
 # `squidkeeper maintain` writes this file when the machine gets a new address.
 """
 # Two in a row: a network brings an IPv4 and an IPv6 address. The second bound is for a

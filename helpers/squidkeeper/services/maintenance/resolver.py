@@ -73,7 +73,7 @@ _SERVER: Final = (
     ("infra-host-ttl", "0"),
     ("infra-cache-min-rtt", "600"),
     ("unknown-server-time-limit", "600"),
-    # Internal names are looked up like all others. sk_private in squidkeeper.conf
+    # Internal names are looked up like all others. sk_ask_private in squidkeeper.conf
     # closes private addresses.
     ("unblock-lan-zones", "yes"),
     *(

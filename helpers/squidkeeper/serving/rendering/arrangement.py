@@ -80,6 +80,16 @@ class Line:
         """The name of its directive."""
         return self.text.split(maxsplit=1)[0]
 
+    @property
+    def test(self) -> str:
+        """The name of the test that an `acl` line defines."""
+        return self.text.split(maxsplit=2)[1]
+
+    @property
+    def values(self) -> list[str]:
+        """What follows the name, of a test or of the directive."""
+        return self.text.split()[2 if self.name == "acl" else 1 :]
+
 
 def read_lines(text: str, about: tuple[str, ...] = ()) -> Iterator[Line]:
     """Yield each line with its reason; `about` is the reason of what has none."""
@@ -120,7 +130,7 @@ def arrange(texts: Mapping[str, str]) -> dict[str, str]:
     others = {name: text for name, text in texts.items() if "/" not in name}
     if FRAGMENT not in texts:
         return others
-    lines = [*_tests_once(_in_order(texts))]
+    lines = _named(_tests_once(_in_order(texts)))
     peers = [line for line in lines if line.name == "cache_peer"]
     if peers:
         others[PEERS] = "".join(f"{line.text}\n" for line in peers)
@@ -147,6 +157,14 @@ def _tests_once(lines: Iterable[Line]) -> Iterator[Line]:
         if line.name != "acl" or line.text not in seen:
             yield line
         seen.add(line.text)
+
+
+def _named(lines: Iterable[Line]) -> list[Line]:
+    """Leave out tests that no line names."""
+    found = [*lines]
+    named = {word.removeprefix("!") for line in found for word in line.values}
+    kept = [line for line in found if line.name != "acl" or line.test in named]
+    return kept if len(kept) == len(found) else _named(kept)
 
 
 def _sections(core: str, lines: list[Line], *, has_peers: bool) -> Iterator[str]:

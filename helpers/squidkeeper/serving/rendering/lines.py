@@ -68,7 +68,7 @@ def _private_networks(_: Values) -> Iterator[str]:
     )
     for networks in (ipv4, ipv6):
         lines = wrap(" ".join(map(str, networks)), _WIDTH - 19)
-        yield f"acl sk_private dst {_continued(lines)}"
+        yield f"acl sk_ask_private dst {_continued(lines)}"
 
 
 def _address(values: Values) -> Iterator[str]:
@@ -76,11 +76,11 @@ def _address(values: Values) -> Iterator[str]:
     gateway cannot (`resolve: upstream`).
     """
     if Part.UPSTREAMS not in values.parts:
-        yield "acl sk_has_address dst all"
+        yield "acl sk_ask_address dst all"
         return
-    yield "acl sk_resolved dst all"
-    yield "acl sk_resolved_upstream note resolve_ upstream"
-    yield "acl sk_has_address any-of sk_resolved sk_resolved_upstream"
+    yield "acl sk_ask_resolved dst all"
+    yield "acl sk_is_resolved_upstream note resolve_ upstream"
+    yield "acl sk_ask_address any-of sk_ask_resolved sk_is_resolved_upstream"
 
 
 def _read_headers(_: Values) -> str:
@@ -89,7 +89,7 @@ def _read_headers(_: Values) -> str:
 
 
 def _override_headers(_: Values) -> Iterator[str]:
-    yield from _removed((*METHOD_HEADERS, *PATH_HEADERS), "!sk_may_override")
+    yield from _removed((*METHOD_HEADERS, *PATH_HEADERS), "!sk_is_override_allowed")
     yield from _removed(HOST_HEADERS, "all")
 
 
@@ -97,11 +97,11 @@ def _inject(values: Values) -> Iterator[str]:
     headers = {name.lower(): name for name in (*INJECTABLE_HEADERS, *values.injects)}
     for number, header in enumerate(headers.values()):
         annotation = header_annotation(header)
-        yield from _removed([header], "sk_injected")
+        yield from _removed([header], "sk_is_injected")
         if Part.UPSTREAMS in values.parts:
             yield from _removed([header], "CONNECT")
-        yield f"acl sk_injects_{number} note {annotation}"
-        yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final sk_injects_{number}"""
+        yield f"acl sk_is_added_{number} note {annotation}"
+        yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_is_https !sk_is_final sk_is_added_{number}"""
 
 
 def _signatures(values: Values) -> Iterator[str]:
@@ -112,8 +112,8 @@ def _signatures(values: Values) -> Iterator[str]:
     """
     if not values.signs:
         return
-    yield f"acl sk_signs note {header_annotation('X-Amz-Date')}"
-    yield "request_header_access Other deny sk_signs"
+    yield f"acl sk_is_signed note {header_annotation('X-Amz-Date')}"
+    yield "request_header_access Other deny sk_is_signed"
     yield "request_header_access Other deny CONNECT"
     yield from (
         f"request_header_access {one} deny CONNECT"
@@ -126,7 +126,7 @@ def _signatures(values: Values) -> Iterator[str]:
         for name in spellings(header)
     }
     yield from (
-        f"request_header_access {name} deny sk_signs"
+        f"request_header_access {name} deny sk_is_signed"
         for name in sorted(removed)
         if name not in _READ
     )
@@ -171,9 +171,9 @@ def _first_copies(values: Values) -> Iterator[str]:
     """
     reads = "all"
     if Part.WATCH not in values.parts:
-        reads = "sk_credential_reads"
-        yield "acl sk_needs_headers note headers_ yes"
-        yield f"acl {reads} all-of !sk_final sk_needs_headers"
+        reads = "sk_is_read_for_credential"
+        yield "acl sk_is_by_headers note headers_ yes"
+        yield f"acl {reads} all-of !sk_is_final sk_is_by_headers"
     for name in FIRST_COPY_HEADERS:
         yield from _first_copy(values, name, reads)
         yield f"request_header_access {name} deny CONNECT"
@@ -184,9 +184,9 @@ def _one_login(values: Values) -> Iterator[str]:
     may do so already.
     """
     if Part.WATCH not in values.parts:
-        done = "!sk_credential_reads"
+        done = "!sk_is_read_for_credential"
         others = [done] if Part.READ_HEADERS in values.parts else []
-        yield from _first_copy(values, "Authorization", "sk_takes_shared", *others)
+        yield from _first_copy(values, "Authorization", "sk_is_from_pool", *others)
 
 
 def _first_copy(
@@ -199,7 +199,7 @@ def _first_copy(
     acls = [sent, condition, *others]
     yield f"acl {sent} req_header {name} ."
     if injects and name.lower() in injectable:
-        acls.append("!sk_injected")
+        acls.append("!sk_is_injected")
     if name.lower() in values.strips:
         key = values.strips[name.lower()]
         acls.append(f"!{_stripped(key)}")
@@ -243,14 +243,14 @@ def _answer_bound(values: Values) -> Iterator[str]:
         return
     yield "cache_log_message id=58 level=2"
     yield "icap_service sk_too_large respmod_precache icap://127.0.0.1:1/ bypass=off"
-    yield "adaptation_access sk_too_large allow !CONNECT sk_large_answer !sk_answer_fits"
-    yield f"{_ANSWER_SIZE} 1 bytes sk_answer_refused"
+    yield "adaptation_access sk_too_large allow !CONNECT sk_is_large_answer !sk_ask_answer"
+    yield f"{_ANSWER_SIZE} 1 bytes sk_is_answer_refused"
     share = 2 * SMALL_ANSWER
     while share <= values.largest_answer:
-        yield f"acl sk_answer_{share} note answer_ {share}"
-        yield f"{_ANSWER_SIZE} {share} bytes sk_answer_{share}"
+        yield f"acl sk_is_answer_{share} note answer_ {share}"
+        yield f"{_ANSWER_SIZE} {share} bytes sk_is_answer_{share}"
         share *= 2
-    yield f"{_ANSWER_SIZE} {SMALL_ANSWER} bytes sk_answer_counts !sk_answer_whole"
+    yield f"{_ANSWER_SIZE} {SMALL_ANSWER} bytes sk_is_answer_counted !sk_is_answer_whole"
 
 
 def _continued_uploads(values: Values) -> Iterator[str]:
@@ -263,9 +263,9 @@ def _continued_uploads(values: Values) -> Iterator[str]:
         return
     names = {*values.asked_hosts}
     kept = (name for name in values.asked_hosts if not names & {*_trees_over(name)})
-    yield from (f"acl sk_asked_host dstdomain -n {name}" for name in kept)
+    yield from (f"acl sk_is_body_host dstdomain -n {name}" for name in kept)
     if names:
-        yield "force_request_body_continuation allow !CONNECT sk_asked_host"
+        yield "force_request_body_continuation allow !CONNECT sk_is_body_host"
 
 
 def _trees_over(name: str) -> Iterator[str]:
@@ -285,19 +285,19 @@ def _content_type(values: Values) -> str:
 def _upstreams(values: Values) -> Iterator[str]:
     yield " ".join(
         [
-            "acl sk_upstream_rendered note upstream_ default direct",
+            "acl sk_is_upstream_rendered note upstream_ default direct",
             *(peer.key for peer in values.peers),
         ]
     )
     # A client can hold a tunnel back until its parent is there no more.
-    yield "never_direct allow sk_chooses_upstream !sk_upstream_rendered"
+    yield "never_direct allow sk_is_for_upstream !sk_is_upstream_rendered"
     for peer in values.peers:
         name = peer.key.replace(":", "_")
-        yield f"acl sk_to_{name} note upstream_ {peer.key}"
+        yield f"acl sk_is_to_{name} note upstream_ {peer.key}"
         yield from _peer_lines(name, peer)
     if values.default:
-        yield "acl sk_upstream_is_default note upstream_ default"
-        yield "acl sk_to_default any-of !sk_chooses_upstream sk_upstream_is_default"
+        yield "acl sk_is_upstream_default note upstream_ default"
+        yield "acl sk_is_to_default any-of !sk_is_for_upstream sk_is_upstream_default"
         yield from _peer_lines("default", values.default)
 
 
@@ -307,13 +307,11 @@ def _peer_lines(name: str, peer: Peer) -> Iterator[str]:
     """
     options = f"{_PEER_OPTIONS} login={peer.login}" if peer.login else _PEER_OPTIONS
     yield f"cache_peer {peer.host} parent {peer.port} 0 name=sk_{name} {options}"
-    yield f"cache_peer_access sk_{name} allow sk_to_{name} !sk_closed !sk_bumped_first"
+    yield f"cache_peer_access sk_{name} allow sk_is_to_{name} !sk_is_closed !sk_is_bumped_first"
     yield f"cache_peer_access sk_{name} deny all"
-    yield f"never_direct allow sk_to_{name}"
-    denied = (
-        f"sk_own_connection sk_to_{name} sk_through_parent sk_page_denied sk_answer"
-    )
-    yield f"adapted_http_access deny !CONNECT sk_https {denied}"
+    yield f"never_direct allow sk_is_to_{name}"
+    denied = f"sk_is_own_connection sk_is_to_{name} sk_note_through_parent sk_page_denied sk_page_sent"
+    yield f"adapted_http_access deny !CONNECT sk_is_https {denied}"
 
 
 def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:
@@ -367,7 +365,7 @@ _BODIES_LAST: Final = "BODIES_LAST"  # in the core
 _DENIED_AFTER: Final = re.compile(
     r"^adapted_http_access deny (?!CONNECT )((?:.*\\\n)*.*)$", re.MULTILINE
 )
-_BY_REWRITER: Final = "sk_rewriter_answered"  # it comes after the service
+_BY_REWRITER: Final = "sk_is_with_final_url"  # it comes after the service
 _OWN_BODY_BOUND: Final = re.compile(rf"^\s*{BODY_BOUND}\s", re.MULTILINE)
 
 
@@ -434,12 +432,13 @@ def _asked_before_bodies(texts: Iterable[str], included: set[Part]) -> Iterator[
         return
     found = (line for text in texts for line in _DENIED_AFTER.findall(text))
     lines = [line for line in found if _BY_REWRITER not in line]
-    first = "sk_adds_parameters sk_goes_ahead !all"
-    last = "sk_no_answer sk_asks_about_body !all"
+    first = "sk_is_adding_parameters sk_note_ahead !all"
+    last = "sk_note_no_answer sk_note_body_unanswered !all"
     for number, line in enumerate((first, *lines, last)):
-        yield f"acl sk_ahead_{number} all-of {line}"
-        yield f"acl sk_asked_ahead any-of sk_ahead_{number}"
-    yield "http_access deny !CONNECT !sk_final sk_body_decides sk_asked_ahead"
+        kind = next((kind for kind in ("page", "ask") if f"sk_{kind}_" in line), "is")
+        yield f"acl sk_{kind}_ahead_{number} all-of {line}"
+        yield f"acl sk_page_ahead any-of sk_{kind}_ahead_{number}"
+    yield "http_access deny !CONNECT !sk_is_final sk_is_by_body sk_page_ahead"
 
 
 def _expanded(name: str, values: Values) -> str:
