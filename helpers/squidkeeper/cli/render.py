@@ -31,7 +31,7 @@ _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
 @click.option(
     "--ladder",
     is_flag=True,
-    help="Change nothing: print the lists that Squid decides by, each line with its number, place and reason.",
+    help="Change nothing: print the lists that Squid decides by, each line with its number, reason and place.",
 )
 @click.option(
     "--diff",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from difflib import unified_diff
 from pathlib import Path
+from textwrap import wrap
 from typing import Final
 
 from squidkeeper.base.layout import Layout
@@ -27,12 +28,14 @@ from squidkeeper.serving.squid_conf import Directive, Macros, read_squid_conf
 
 _PASSWORD: Final = re.compile(r"(?<=login=)\S+")
 _NUMBERED: Final = re.compile(r"(?m)^# [0-9]+(?: to [0-9]+)?\. ")
+_TOLD_AT: Final = re.compile(r"(?m)^(# For \w+) [0-9]+\.$")
 _SPACES: Final = re.compile(r"\s+")
+_WIDTH: Final = 100
 
 
 def ladders(layout: Layout) -> Iterator[str]:
     """Yield each list of Squid's whose first line that matches decides, as Squid has
-    read it: each line with its number, its place and its reason.
+    read it: each line with its number, its reason and its place.
 
     OSError where squid.conf cannot be read.
     """
@@ -47,12 +50,16 @@ def ladders(layout: Layout) -> Iterator[str]:
         if rungs:
             yield f"{name}: {about}"
         for number, rung in enumerate(rungs, 1):
+            reason = reasons.get((rung.file, rung.line), "")
             yield f"{number:4}. {_SPACES.sub(' ', rung.text)}"
-            yield f"      {_about(rung, reasons.get((rung.file, rung.line), ''))}"
+            yield from _about(rung, reason, layout.conf.parent)
 
 
-def _about(rung: Directive, reason: str) -> str:
-    return f"{rung.place}: {reason}" if reason else rung.place
+def _about(rung: Directive, reason: str, folder: Path) -> Iterator[str]:
+    place = rung.place.removeprefix(f"{folder}/")
+    text = f"{reason} ({place})" if reason else f"({place})"
+    indent = " " * 6
+    yield from wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def difference(layout: Layout, account: Account, policy: Path) -> Iterator[str]:
@@ -81,4 +88,5 @@ def _changes(path: Path, before: str, after: str) -> Iterator[str]:
 
 
 def _shown(text: str) -> list[str]:
-    return _PASSWORD.sub("…", _NUMBERED.sub("# ", text)).splitlines()
+    without = _TOLD_AT.sub(r"\1.", _NUMBERED.sub("# ", text))
+    return _PASSWORD.sub("…", without).splitlines()

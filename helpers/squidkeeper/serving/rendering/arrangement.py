@@ -8,6 +8,7 @@ hold a password: they stay in a file of their own.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -179,10 +180,10 @@ def _sections(core: str, lines: list[Line], *, has_peers: bool) -> Iterator[str]
     )
     ladders = {name: by_name.pop(name, []) for name in LADDERS}
     tables = {name: by_name.pop(name, []) for name in _TABLES}
-    told = {line.reason for line in lines if line.name != "acl"}
+    told = _told(lines)
     yield _section("Helpers and services", _explained(definitions))
     yield _section("Settings", _explained([*_flat(by_name.values())]))
-    yield _section("Tests: what the lists below name", _tests(tests, told))
+    yield _section("Tests, which the lists below name", _tests(tests, told))
     for name, rungs in ladders.items():
         if rungs:
             yield _section(f"{name}: {LADDERS[name]}", _numbered(rungs))
@@ -221,13 +222,23 @@ def _explained(lines: list[Line]) -> Iterator[str]:
         yield from (line.text for line in group)
 
 
-def _tests(lines: list[Line], told: set[tuple[str, ...]]) -> Iterator[str]:
-    """Write tests; where a list tells the reason, it is not told twice."""
+def _told(lines: list[Line]) -> dict[tuple[str, ...], str]:
+    """Say where a reason is told: at a line of a ladder, or else a directive."""
+    told = {line.reason: line.name for line in reversed(lines) if line.name != "acl"}
+    numbers = Counter[str]()
+    rungs: dict[tuple[str, ...], str] = {}
+    for line in lines:
+        if line.name in LADDERS:
+            numbers[line.name] += 1
+            rungs.setdefault(line.reason, f"{line.name} {numbers[line.name]}")
+    return told | rungs
+
+
+def _tests(lines: list[Line], told: Mapping[tuple[str, ...], str]) -> Iterator[str]:
+    """Write tests; the reason that a list tells is not told twice."""
     for reason, group in groupby(lines, key=lambda line: line.reason):
-        if reason in told:
-            yield ""
-        else:
-            yield from _comment(reason)
+        place = told.get(reason)
+        yield from _comment((f"For {place}.",) if place else reason)
         yield from (line.text for line in group)
 
 
