@@ -1,5 +1,6 @@
 """A client that keeps to no rule: any CONNECT, any SNI, then any bytes."""
 
+import select
 import socket
 import ssl
 from collections.abc import Iterator
@@ -136,6 +137,10 @@ class Raw:
         """
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    def is_answered(self) -> bool:
+        """Whether something can be read, without waiting for it."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def answer(self, method: str = "GET") -> Reply:
         """Read one response; NO_ANSWER where the connection ended instead."""

@@ -87,6 +87,29 @@ def test_allowed_requests_never_ask(installed: Gateway, origins: Origins) -> Non
     assert installed.helpers("throttle --scope surplus") == []
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_after_long_heads_a_connection_waits_and_no_other_does(
+    new_gateway: NewGateway, origins: Origins, tls: bool
+) -> None:
+    gateway = new_gateway(POLICY, throttled=True)
+    bounds = "--rate 10 --burst 200 --longest 5"
+    gateway.edit("squidkeeper.conf", bounds, "--rate 0.05 --burst 1 --longest 1")
+    gateway.start()
+    lines = ["A:"] * 3_900
+    with ExitStack() as stack:
+        opened = tunnel(gateway, "open.example:443") if tls else Raw(gateway)
+        attacker = stack.enter_context(opened)
+        usual = stack.enter_context(Raw(gateway))
+        target = "/" if tls else "http://open.example/"
+        for _ in range(3):  # the first is known when it is logged, one is surplus
+            assert attacker.get(target, "open.example", *lines).status == 200
+        attacker.send(f"GET {target} HTTP/1.1\r\nHost: open.example\r\n\r\n")
+        for _ in range(20):
+            assert usual.get("http://open.example/", "open.example").status == 200
+        assert not attacker.is_answered()
+    assert {line["rule"] for line in gateway.log() if line["status"] == 200} == {"open"}
+
+
 def in_tunnel(target: str, host: str) -> Callable[[Gateway, str], Reply]:
     def ask(gateway: Gateway, client: str) -> Reply:
         with tunnel(gateway, f"{host}:443", client=client) as raw:

@@ -127,6 +127,17 @@ def test_a_client_that_waits_too_long_is_sent_on_with_a_turn_among_the_surplus()
     ] * 16 + ["surplus"]
 
 
+def test_after_a_long_head_a_client_waits_by_the_size_of_its_heads() -> None:
+    throttle = Throttle(LIMITS, 600, no_release)
+    answers = [throttle.answer(b"192.0.2.1 16 head", NOW, 0) for _ in range(7)]
+    assert [late.due - NOW for late in answers[:4]] == [0] * 4
+    assert NOW < answers[4].due < NOW + LIMITS.longest_seconds
+    assert answers[6].reply.result is Result.ERR
+    assert not any(late.reply.counts for late in answers), "they are no denials"
+    assert throttle.answer(b"192.0.2.1 16 -", NOW, 0).due == NOW, "a denial"
+    assert throttle.answer(b"192.0.2.2 16 head", NOW, 0).due == NOW, "another client"
+
+
 def test_lookups_stay_free_for_clients_below_their_rate() -> None:
     """However many others wait: a client with turns left needs no slot to wait in."""
     throttle = Throttle(LIMITS, 600, no_release)
