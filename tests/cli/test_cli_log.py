@@ -557,7 +557,7 @@ def test_a_rule_that_neither_policy_nor_record_has_is_said(
 ) -> None:
     wanted = [f"--rule={name}" for name in ("opne", "closed", "default", "nosuch")]
     said = run(*options, "--policy", policy, *wanted, path)
-    unknown = f"no rule of the policy in {policy} has this name, and none that was read"
+    unknown = f"no such rule, neither in the policy ({policy}) nor in what was read"
     assert [line for line in said.err.splitlines() if "--rule" in line] == [
         f"--rule opne: {unknown}, did you mean 'open'?",
         f"--rule nosuch: {unknown}",
@@ -815,8 +815,8 @@ def test_a_line_fits_the_terminal_and_a_pipe_has_all_of_it(
     assert options or (url in piped.out and fields["rule"] in piped.out)
 
 
-@pytest.mark.parametrize("columns", range(60, 200, 7))
-def test_each_width_of_a_terminal_holds_the_time_the_verdict_and_the_host(
+@pytest.mark.parametrize("columns", range(40, 200, 7))
+def test_each_width_of_a_terminal_holds_time_verdict_status_and_host(
     columns: int,
 ) -> None:
     row = RequestRow(
@@ -833,7 +833,8 @@ def test_each_width_of_a_terminal_holds_the_time_the_verdict_and_the_host(
     table = RequestTable(coloured=False, with_error=True, terminal=columns)
     header, shown = table.lines([row]).splitlines()
     assert max(len(header), len(shown)) <= columns
-    assert ("10:00:00" in shown, "  deny  " in shown, "open.e" in shown) == (True,) * 3
+    for part in ("10:00:00", "  deny  ", " 403  ", "open.e"):
+        assert part in shown
     assert shown.endswith("nd")
     found = FindingRow(
         row.time, row.client, "allowed", row.rule, row.status, row.method, row.url

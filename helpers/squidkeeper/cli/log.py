@@ -328,11 +328,9 @@ def _report_unknown_rules(
     known = VERDICT_NAMES | {entry.name for entry in entries}
     for name in unknown:
         if name not in known:
-            what = f"--rule {name}: no rule of the policy in {directory} has this name"
-            click.echo(
-                printable(f"{what}, and none that was read{suggestion(name, known)}"),
-                err=True,
-            )
+            places = f"neither in the policy ({directory}) nor in what was read"
+            what = f"--rule {name}: no such rule, {places}{suggestion(name, known)}"
+            click.echo(printable(what), err=True)
 
 
 # --- filters --------------------------------------------------------------------------

@@ -50,9 +50,10 @@ _SHORTER: Final = (
     ("TIME", 8),
     ("RULE", 12),
     ("ERROR", 0),
-    ("STATUS", 0),
     ("CLIENT", 12),
     ("RULE", 10),
+    ("CLIENT", 0),
+    ("RULE", 0),
 )
 _GAP: Final = "  "
 _LEAST_URL: Final = 20
