@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -1442,6 +1443,28 @@ def test_a_service_that_is_stopped_does_not_work(
             lambda: found("service-not-running", inspect(layout)), "it to be found"
         )
         process.kill()
+
+
+@as_root
+def test_a_stopped_publisher_is_not_its_parent(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout.service("tls").unit.write_text("[Service]\n")
+    child = ["bash", "-c", "kill -STOP $$", "squidkeeper", "publish"]
+    with subprocess.Popen(["bash", "-c", '"$@" & wait', "parent", *child]) as process:
+        monkeypatch.setattr(InstalledService, "pid", lambda _: process.pid)
+        parent = psutil.Process(process.pid)
+        wait_for(
+            lambda: (
+                [each.status() == psutil.STATUS_STOPPED for each in parent.children()]
+                == [True]
+            ),
+            "the child to be stopped",
+        )
+        faults = found("service-not-running", inspect(layout))
+        for each in (*parent.children(), parent):
+            each.kill()
+    assert faults == []
 
 
 def test_an_exporter_that_does_not_answer_load_balancers_is_found(
