@@ -135,7 +135,6 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
         "exporter",
         "publish",
         "transparent",
-        "publish",
     }
     told = {
         name
