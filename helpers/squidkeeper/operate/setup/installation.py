@@ -151,6 +151,7 @@ class Installation:
 
     def run(self) -> None:
         """Install; `SetupFailed`, or an OSError, where a stage fails."""
+        self._stage.name = "directories"
         checks.check_way_to(self._machine, self._layout.prefix)
         self._stage.name = "program"
         checks.check_readable(self._machine, Path(sys.prefix))
