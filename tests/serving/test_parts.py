@@ -114,7 +114,7 @@ STRIPPED = Decision(Action.ALLOW, "a", strip=Strip.of(["X-Debug", "Cookie"]))
 def test_the_core_and_each_part_are_short_enough_to_be_read() -> None:
     core, parts = SQUID / "squidkeeper.conf", [*(SQUID / "parts").glob("*.conf")]
     lines = {file.name: len(file.read_text().splitlines()) for file in (core, *parts)}
-    assert lines.pop(core.name) <= 175
+    assert lines.pop(core.name) <= 185
     assert {name: count for name, count in lines.items() if count > 60} == {}
     acls = {
         file.name: len(re.findall(r"(?m)^acl ", file.read_text()))
