@@ -796,7 +796,14 @@ def test_a_document_is_read_in_pieces_as_it_is_at_once(
     ids=["surrogates", "backslashes", "a long name", "long integers"],
 )
 def test_other_threads_run_while_a_long_document_is_read(body: bytes) -> None:
-    """One call that reads all of it would hold the interpreter's lock."""
+    """One call that reads all of it would hold the interpreter's lock. On a busy
+    machine another thread may get no processor, so there are three tries.
+    """
+    assert any(turns_of_another_thread(body) > 100 for _ in range(3))
+
+
+def turns_of_another_thread(body: bytes) -> int:
+    """Count how often another thread runs while a body is judged."""
     turns, ended = 0, threading.Event()
 
     def take_turns() -> None:
@@ -815,7 +822,7 @@ def test_other_threads_run_while_a_long_document_is_read(body: bytes) -> None:
         ended.set()
         sys.setswitchinterval(before)
         thread.join()
-    assert turns > 100
+    return turns
 
 
 TOKENS = (
