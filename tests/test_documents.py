@@ -101,6 +101,24 @@ def test_every_policy_in_a_document_loads_and_passes_its_tests(
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.system
+def test_the_front_page_shows_what_explain_prints(tmp_path: Path) -> None:
+    """Its policy, and the command below it."""
+    page = (REPOSITORY / "README.md").read_text()
+    [policy] = POLICY.findall(page)
+    shown = re.search(
+        r"^\$ sudo squidkeeper (explain .*)\n([^`]*)```", page, re.MULTILINE
+    )
+    assert shown
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/github-token").write_text("not-a-real-token\n")
+    (tmp_path / "secrets/github-token").chmod(0o640)
+    (tmp_path / "policy.yaml").write_text(policy)
+    told = CliRunner().invoke(main, [*shown[1].split(), "--policy", str(tmp_path)])
+    lines = shown[2].replace("/etc/squidkeeper/policy", str(tmp_path)).splitlines()
+    assert [line for line in lines if line not in told.output.splitlines()] == []
+
+
 def test_the_front_page_has_130_lines_and_begins_with_a_command() -> None:
     lines = (REPOSITORY / "README.md").read_text().splitlines()
     assert len(lines) <= 130

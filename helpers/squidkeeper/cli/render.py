@@ -76,10 +76,7 @@ def render(
 def _print_ladders(layout: Layout) -> None:
     from squidkeeper.operate.setup.preview import ladders
 
-    try:
-        _print(ladders(layout))
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
+    _print(ladders(layout))
 
 
 def _print_difference(layout: Layout, policy: Path) -> None:
