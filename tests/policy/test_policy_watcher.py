@@ -18,6 +18,7 @@ import pytest
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load_stored_revision
 from squidkeeper.policy.policy_store.policy_watcher import FileWatch, PolicyWatcher
+from squidkeeper.policy.policy_store.reload_gate import EditJudge
 from squidkeeper.policy.policy_store.revisions import (
     revision_in_force,
     stored_revisions,
@@ -32,12 +33,15 @@ GOOD = "rules: [{name: open, action: allow, hosts: [open.example]}]"
 BAD = "rules: [{name: open, action: allowed, hosts: [open.example]}, {name: x, action: denied}]"
 
 
-def make(tmp_path: Path) -> PolicyWatcher[CompiledPolicy]:
+def make(
+    tmp_path: Path, judge: EditJudge | None = None
+) -> PolicyWatcher[CompiledPolicy]:
     return PolicyWatcher(
         tmp_path / "policy",
         tmp_path / "state/lists",
         lambda compiled: compiled,
         tmp_path / "state/revisions",
+        judge=judge,
     )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +22,10 @@ from squidkeeper.policy.policy_store import reload_gate
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.policy_store.reload_gate import (
     Edit,
+    EditJudge,
     GatedDenial,
     GateVerdict,
-    ask_for_verdict,
     denial_text,
-    edit_held,
     force,
     forced_file,
     read_verdict,
@@ -83,10 +81,33 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "state/revisions"
 
 
-def in_force(tmp_path: Path, text: str = OPEN) -> PolicyWatcher[CompiledPolicy]:
+class NotingJudge:
+    """Notes what it is to judge; a test leaves the verdict."""
+
+    def __init__(self, problem: OSError | None = None) -> None:
+        self.begun: list[Edit] = []
+        self.judges: Edit | None = None
+        self.problem = problem
+
+    def begin(self, edit: Edit) -> None:
+        if self.problem:
+            raise self.problem
+        self.begun.append(edit)
+        self.judges = edit
+
+    def check(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.judges = None
+
+
+def in_force(
+    tmp_path: Path, text: str = OPEN, judge: EditJudge | None = None
+) -> PolicyWatcher[CompiledPolicy]:
     """A process with a policy in force, which is stored."""
     write_policy(tmp_path / "policy", text)
-    live = make(tmp_path)
+    live = make(tmp_path, judge)
     live.check()
     live.store()
     return live
@@ -126,19 +147,21 @@ def test_a_policy_says_how_many_denials_an_edit_of_it_may_bring(tmp_path: Path) 
     assert found.gated
 
 
-def test_an_edit_is_held_back_and_a_verdict_is_asked_for(
-    tmp_path: Path, held: Held
-) -> None:
-    live, edit = held
+def test_an_edit_is_held_back_and_judged(tmp_path: Path) -> None:
+    noting = NotingJudge()
+    live = in_force(tmp_path, judge=noting)
+    edit = edit_to(tmp_path, CLOSED, live)
     assert (rule_names(live), live.state.revision, live.state.held) == (
         ["open"],
         edit.old,
         edit.new,
     )
     assert (live.state.ok, live.state.faults) == (False, ())
-    asked = edit_held(folder(tmp_path))
-    assert asked
-    assert asked[0] == edit
+    live.check()
+    assert noting.begun == [edit]
+    judge(tmp_path, edit)
+    live.check()
+    assert noting.judges is None
 
 
 def test_an_edit_that_is_accepted_comes_in_force(tmp_path: Path, held: Held) -> None:
@@ -279,12 +302,12 @@ def test_an_edit_that_is_taken_back_is_in_force_as_before(
 def test_of_two_edits_one_after_the_other_only_the_second_counts(
     tmp_path: Path,
 ) -> None:
-    live = in_force(tmp_path)
+    noting = NotingJudge()
+    live = in_force(tmp_path, judge=noting)
     first = edit_to(tmp_path, CLOSED, live)
     second = edit_to(tmp_path, OTHER, live)
-    held = edit_held(folder(tmp_path))
-    assert held
-    assert (held[0], live.state.held) == (second, second.new)
+    assert noting.begun == [first, second]
+    assert live.state.held == second.new
     judge(tmp_path, first, denials=4)
     live.check()
     assert live.state.held == second.new
@@ -293,18 +316,16 @@ def test_of_two_edits_one_after_the_other_only_the_second_counts(
     assert (rule_names(live), live.state.ok) == (["other"], True)
 
 
-def test_a_refused_edit_that_is_touched_is_judged_again(
-    tmp_path: Path, held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    live, edit = held
+def test_a_refused_edit_that_is_touched_is_judged_again(tmp_path: Path) -> None:
+    noting = NotingJudge()
+    live = in_force(tmp_path, judge=noting)
+    edit = edit_to(tmp_path, CLOSED, live)
     judge(tmp_path, edit, denials=4)
     live.check()
-    (folder(tmp_path) / "held").unlink()
     (tmp_path / "policy/policy.yaml").touch()
     live.check()
-    asked = edit_held(folder(tmp_path))
-    assert asked
-    assert (asked[0], live.state.faults[0].code) == (edit, FaultCode.RELOAD_GATED)
+    assert noting.begun == [edit, edit]
+    assert live.state.faults[0].code is FaultCode.RELOAD_GATED
     judge(tmp_path, edit)
     live.check()
     assert rule_names(live) == ["closed"]
@@ -434,42 +455,24 @@ def test_a_process_that_starts_after_a_refusal_asks_for_no_other_verdict(
 ) -> None:
     _, edit = held
     judge(tmp_path, edit, denials=4)
-    (folder(tmp_path) / "held").unlink()
-    later = make(tmp_path)
+    noting = NotingJudge()
+    later = make(tmp_path, noting)
     later.check()
-    assert (rule_names(later), edit_held(folder(tmp_path))) == (["open"], None)
+    assert (rule_names(later), noting.begun) == (["open"], [])
 
 
-def test_one_request_for_a_verdict_serves_all_processes(tmp_path: Path) -> None:
-    edit = Edit("0" * 12, "1" * 12)
-    ask_for_verdict(folder(tmp_path), edit)
-    first = edit_held(folder(tmp_path))
-    ask_for_verdict(folder(tmp_path), edit)
-    assert edit_held(folder(tmp_path)) == first
-    assert [path.name for path in folder(tmp_path).iterdir()] == ["held"]
-
-
-def test_a_full_disk_delays_an_edit_and_stops_nothing(
+def test_where_no_judge_starts_an_edit_is_delayed_and_nothing_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    disk = tmp_path / "state"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
-    try:
-        live = in_force(tmp_path)
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        edit_to(tmp_path, CLOSED, live)
-        assert rule_names(live) == ["open"]
-        assert (
-            caplog.text.count("the reload gate cannot be asked: Read-only file system")
-            == 1
-        )
-        patience_ends(monkeypatch)
-        live.check()
-        assert rule_names(live) == ["closed"]
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+    live = in_force(tmp_path, judge=NotingJudge(OSError(12, "Cannot allocate memory")))
+    edit_to(tmp_path, CLOSED, live)
+    assert rule_names(live) == ["open"]
+    told = "the reload gate cannot be asked: Cannot allocate memory"
+    assert caplog.text.count(told) == 1
+    patience_ends(monkeypatch)
+    live.check()
+    assert rule_names(live) == ["closed"]
 
 
 HOSTS = st.lists(

@@ -5,7 +5,6 @@ reload` shows and accepts.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,19 +21,18 @@ from squidkeeper.base.faults import FaultCode, Location
 from squidkeeper.change.replay.gate import bound_of_client, verdict
 from squidkeeper.change.replay.result import Example, Flip, FlipGroup, FlipKind
 from squidkeeper.cli import main
-from squidkeeper.cli.maintain import judging
 from squidkeeper.policy.language.machines import Machines
 from squidkeeper.policy.language.model import Client, ReloadGate
 from squidkeeper.policy.policy_store.reload_gate import (
     Edit,
     GateVerdict,
-    ask_for_verdict,
     forced_file,
+    parse_edit,
     read_verdict,
     write_verdict,
 )
 from squidkeeper.record.log.record import format_time
-from squidkeeper.services.maintenance.edits import ReloadJudge
+from squidkeeper.serving.reload_judge import ReloadJudge, judging
 
 from ..policy.test_policy_watcher import BAD, rule_names
 from ..policy.test_reload_gate import (
@@ -189,29 +187,9 @@ def test_no_client_alone_makes_an_edit_refused(
 # --- who has it judged ----------------------------------------------------------------
 
 
-def until(judge: ReloadJudge, condition: Callable[[], bool]) -> str:
-    """Check until a condition holds; return the last failure."""
-    failure = ""
-
-    def checked() -> bool:
-        nonlocal failure
-        try:
-            judge.check()
-            failure = ""
-        except OSError as error:
-            failure = str(error)
-        return condition()
-
-    wait_for(checked)
-    return failure
-
-
 def leave(tmp_path: Path, first: str = "") -> Callable[[Edit], list[str]]:
-    """A judge that accepts, and counts its runs."""
-    (tmp_path / "prepared").mkdir(exist_ok=True)
-    write_verdict(tmp_path / "prepared", GateVerdict(EDIT.old, EDIT.new, time.time()))
-    script = f"{first}echo run >> {tmp_path}/runs; cp -p {tmp_path}/prepared/verdict.json {folder(tmp_path)}"
-    return lambda _: ["sh", "-c", script]
+    """A judge that counts its runs."""
+    return lambda _: ["sh", "-c", f"{first}echo run >> {tmp_path}/runs"]
 
 
 def runs(tmp_path: Path) -> int:
@@ -219,72 +197,63 @@ def runs(tmp_path: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def test_nothing_is_judged_while_no_edit_waits(tmp_path: Path) -> None:
-    ReloadJudge(folder(tmp_path), leave(tmp_path)).check()
+def until(judge: ReloadJudge, condition: Callable[[], bool]) -> None:
+    def checked() -> bool:
+        judge.check()
+        return condition()
+
+    wait_for(checked)
+
+
+def test_nothing_is_judged_before_an_edit_is_given(tmp_path: Path) -> None:
+    ReloadJudge(leave(tmp_path)).check()
     assert runs(tmp_path) == 0
 
 
 @pytest.mark.system
-def test_an_edit_that_waits_is_judged_once(tmp_path: Path) -> None:
-    ask_for_verdict(folder(tmp_path), EDIT)
-    judge = ReloadJudge(folder(tmp_path), leave(tmp_path))
-    assert until(judge, lambda: read_verdict(folder(tmp_path), EDIT) is not None) == ""
-    until(judge, lambda: judge._process is None)
+def test_an_edit_is_judged_once(tmp_path: Path) -> None:
+    judge = ReloadJudge(leave(tmp_path))
+    judge.begin(EDIT)
+    assert judge._process
+    judge._process.wait()
+    judge._again_at = 0.0
     for _ in range(3):
         judge.check()
     assert runs(tmp_path) == 1
-    ReloadJudge(
-        folder(tmp_path), leave(tmp_path)
-    ).check()  # started again: the verdict is there
-    assert runs(tmp_path) == 1
 
 
 @pytest.mark.system
-def test_a_judge_that_is_killed_is_started_again(tmp_path: Path) -> None:
-    ask_for_verdict(folder(tmp_path), EDIT)
+def test_a_judge_that_is_killed_is_started_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     killed_once = (
         f"test -e {tmp_path}/once || {{ touch {tmp_path}/once; kill -9 $$; }}; "
     )
-    judge = ReloadJudge(folder(tmp_path), leave(tmp_path, killed_once))
-    assert (
-        until(judge, lambda: judge._failure != "")
-        == f"the judge of edit {EDIT} ended with status -9"
-    )
-    assert until(judge, lambda: judge._process is None and runs(tmp_path) == 1) == ""
-
-
-def test_an_edit_that_has_waited_too_long_is_not_judged_any_more(
-    tmp_path: Path,
-) -> None:
-    ask_for_verdict(folder(tmp_path), EDIT)
-    os.utime(folder(tmp_path) / "held", (time.time() - 21,) * 2, follow_symlinks=False)
-    ReloadJudge(folder(tmp_path), leave(tmp_path)).check()
-    assert runs(tmp_path) == 0
+    judge = ReloadJudge(leave(tmp_path, killed_once))
+    judge.begin(EDIT)
+    until(judge, lambda: runs(tmp_path) == 1)
+    told = f"the judge of edit {EDIT} ended with status -9: it is started again"
+    assert caplog.text.count(told) == 1
 
 
 @pytest.mark.system
-def test_the_judge_of_an_edit_ends_when_another_edit_waits(tmp_path: Path) -> None:
-    ask_for_verdict(folder(tmp_path), EDIT)
-    judge = ReloadJudge(folder(tmp_path), lambda _: ["sleep", "60"])
-    judge.check()
+def test_the_judge_of_an_edit_ends_when_another_edit_is_given() -> None:
+    judge = ReloadJudge(lambda _: ["sleep", "60"])
+    judge.begin(EDIT)
     first = judge._process
-    ask_for_verdict(folder(tmp_path), Edit(EDIT.old, "2" * 12))
-    judge.check()
+    judge.begin(Edit(EDIT.old, "2" * 12))
     assert first
     assert first.poll() == -9
     assert judge._process is not first
-    judge.stop()
+    judge.end()
     assert judge._process is None
 
 
 @pytest.mark.parametrize(
-    "target", ["x", "0" * 12, f"{EDIT}-", f"--{EDIT}", "../../etc/passwd-x"]
+    "text", ["x", "0" * 12, f"{EDIT}-", f"--{EDIT}", "../../etc/passwd-x"]
 )
-def test_what_names_no_edit_is_not_judged(tmp_path: Path, target: str) -> None:
-    folder(tmp_path).mkdir(parents=True)
-    (folder(tmp_path) / "held").symlink_to(target)
-    ReloadJudge(folder(tmp_path), leave(tmp_path)).check()
-    assert runs(tmp_path) == 0
+def test_what_names_no_edit_is_none(text: str) -> None:
+    assert parse_edit(text) is None
 
 
 # --- the command ----------------------------------------------------------------------
@@ -515,22 +484,22 @@ def test_an_edit_that_has_changed_meanwhile_gets_no_verdict(tmp_path: Path) -> N
 
 
 @pytest.mark.system
-def test_maintain_has_an_edit_judged_and_refused(tmp_path: Path) -> None:
-    live = in_force(tmp_path)
-    log = write_log(tmp_path, str(live.state.revision), *CLIENTS)
-    judge = ReloadJudge(
-        folder(tmp_path),
-        partial(
-            judging, tmp_path / "policy", tmp_path / "state", log, tmp_path / "none"
-        ),
+def test_an_edit_is_judged_and_refused(tmp_path: Path) -> None:
+    log = write_log(tmp_path, "", *CLIENTS)
+    command = partial(
+        judging, tmp_path / "policy", tmp_path / "state", log, tmp_path / "none"
     )
+    judge = ReloadJudge(command)
+    live = in_force(tmp_path, judge=judge)
+    write_log(tmp_path, str(live.state.revision), *CLIENTS)
     edit_to(tmp_path, CLOSED, live)
 
     def refused() -> bool:
         live.check()
-        return live.state.faults != () and judge._process is None
+        return live.state.faults != ()
 
-    assert until(judge, refused) == ""
+    wait_for(refused)
+    judge.end()
     assert [fault.code for fault in live.state.faults] == [FaultCode.RELOAD_GATED] * 6
     assert (
         "client 192.168.137.2 would be denied open.example by closed: 1 request,"

@@ -409,10 +409,6 @@ WRONG = {
         changed(WELL, policy_state=replace(POLICY, ok=False, held="0a1b2c3d4e5f")),
         "An edit waits for the reload gate: revision 0a1b2c3d4e5f, while 9f31c2a7b04e stays in force.",
     ),
-    "reload-gate-failing": (
-        with_task("reload-gate", "the judge of edit a-b ended with status -9"),
-        "The maintenance task reload-gate fails: the judge of edit a-b ended with status -9.",
-    ),
     "tls-failing": (
         with_task("tls", "HAProxy does not answer"),
         "The maintenance task tls fails: HAProxy does not answer.",

@@ -188,7 +188,7 @@ MAINTENANCE_UP = Metric(
 )
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
-    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, reload-gate, tls, "
+    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, tls, "
     "transparent or webhook.",
     ("task",),
 )

@@ -17,6 +17,7 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.formatting import printable
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.cli.failures import UnusableInput
 from squidkeeper.cli.options import (
     archive_read_option,
@@ -152,7 +153,7 @@ def policy_in_force(state: Path) -> NamedPolicy:
     """
     from squidkeeper.policy.policy_store.revisions import revision_in_force
 
-    found = revision_in_force(state / "revisions")
+    found = revision_in_force(revisions_folder(state))
     if found is None:
         raise UnusableInput(
             f"{state}: no policy is in force here, as far as this account can read: name OLD instead"
@@ -164,7 +165,7 @@ def _revision(text: str, state: Path, name: str) -> NamedPolicy:
     from squidkeeper.policy.policy_store.loading import load_stored_revision
     from squidkeeper.policy.policy_store.revisions import read_revision
 
-    folder = state / "revisions"
+    folder = revisions_folder(state)
     try:
         compiled = _loaded(
             lambda: load_stored_revision(folder, text), f"revision {text}"
@@ -205,7 +206,9 @@ def past_policies(directory: Path, state: Path) -> PastPolicies:
     """Return the policies that were in force; the one on disk is loaded on demand."""
     from squidkeeper.record.log.drift import PastPolicies
 
-    return PastPolicies(state / "revisions", cache(partial(policy_on_disk, directory)))
+    return PastPolicies(
+        revisions_folder(state), cache(partial(policy_on_disk, directory))
+    )
 
 
 def clients_named(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:

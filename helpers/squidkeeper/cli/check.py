@@ -17,6 +17,7 @@ from squidkeeper.base.errors import PolicyError, PullFailed
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import age, duration, quantity
 from squidkeeper.base.layout import Layout
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.base.squid_account import (
     Account,
     account_of,
@@ -232,7 +233,7 @@ def _in_force(directory: Path, state: Path) -> InForce | None:
     """
     from squidkeeper.policy.policy_store.revisions import revision_in_force
 
-    found = revision_in_force(state / "revisions")
+    found = revision_in_force(revisions_folder(state))
     return found if found and found.directory == directory.absolute() else None
 
 

@@ -16,6 +16,7 @@ import click
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import printable, quantity
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.output import progress, terminal_width
 from squidkeeper.cli.wanted_requests import WantedRequests
@@ -200,7 +201,7 @@ def log(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if drift:
-        _end_drift(policies, state / "revisions", found)
+        _end_drift(policies, revisions_folder(state), found)
 
 
 def _check(

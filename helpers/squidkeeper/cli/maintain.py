@@ -24,7 +24,6 @@ from squidkeeper.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.policy_store.reload_gate import Edit
     from squidkeeper.services.maintenance.process import Task
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -109,9 +108,7 @@ def _server_names(
     help="Limit the access log, such as 20G. [default: 8G, at most half the file system]",
 )
 @archive_option("Keep rotated logs until this archive has them.", default=None)
-@path_option(
-    "--policy", "directory", help="Judge held edits of this policy, and render them."
-)
+@path_option("--policy", "directory", help="Have the edits of this policy rendered.")
 @click.option(
     "--tls",
     metavar="[ADDRESS:]PORT",
@@ -163,7 +160,7 @@ def maintain(
       run Squid's resolver (needs CAP_NET_BIND_SERVICE)
       follow the machine's own addresses
       limit the logs
-      judge edits of the policy
+      have edits of the policy rendered
       try the helpers, once a day (`squidkeeper doctor --deep`)
       renew HAProxy's certificate
       ask what serves clients without proxy settings
@@ -172,7 +169,7 @@ def maintain(
     Run it beside Squid, as Squid's account. A failed task is logged and tried again
     every second. The exporter reports failed tasks, and whether this process runs.
     """
-    from squidkeeper.services.maintenance.edits import ReloadJudge, RenderRequest
+    from squidkeeper.services.maintenance.edits import RenderRequest
     from squidkeeper.services.maintenance.examination import DailyExamination
     from squidkeeper.services.maintenance.own_addresses import OwnAddresses
     from squidkeeper.services.maintenance.process import run
@@ -220,16 +217,10 @@ def maintain(
         )
     with ExitStack() as at_the_end:
         if directory:
-            judge = ReloadJudge(
-                state / "revisions",
-                partial(judging, directory, state, access_log, archive),
-            )
-            at_the_end.callback(judge.stop)
             layout = Layout.around(directory, state)
-            tasks += [
-                judge,
-                RenderRequest(directory, layout.render_request, layout.rendered),
-            ]
+            tasks.append(
+                RenderRequest(directory, layout.render_request, layout.rendered)
+            )
             if layout == Layout.of(layout.root):  # `doctor` knows these paths
                 daily = DailyExamination(examining(layout), layout.deep_result)
                 at_the_end.callback(daily.stop)
@@ -248,31 +239,6 @@ def maintain(
             at_the_end.callback(own.stop)
             tasks.append(own)
         run(tasks, state)
-
-
-def judging(
-    directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit
-) -> list[str]:
-    """Return the command that judges an edit."""
-    places = (
-        "--policy",
-        str(directory),
-        "--state",
-        str(state),
-        "--access-log",
-        str(access_log),
-    )
-    kept = ("--archive", str(archive)) if archive else ()
-    return [
-        sys.executable,
-        "-m",
-        "squidkeeper",
-        "reload",
-        "--judge",
-        str(edit),
-        *places,
-        *kept,
-    ]
 
 
 def examining(layout: Layout) -> list[str]:

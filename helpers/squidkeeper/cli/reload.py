@@ -15,6 +15,7 @@ import click
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault
+from squidkeeper.base.places import lists_folder, revisions_folder
 from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.failures import UnusableInput
 from squidkeeper.cli.output import show_json, show_text
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     "--judge",
     metavar="OLD-NEW",
     hidden=True,
-    help="Judge an edit, as `squidkeeper maintain` has it done.",
+    help="Judge an edit, as `squidkeeper publish` has it done.",
 )
 @helper_options.path_option(
     "--access-log", default=options.DEFAULT_LOG, hidden=True
@@ -141,7 +142,7 @@ def how_it_stands(directory: Path, state: Path) -> ReloadReport:
         return ReloadReport(Standing.IN_FORCE, old, new)
     if not before.gated or before.ungranted == sources.revision_without_granted:
         return ReloadReport(Standing.LOADING, old, new)
-    verdict = read_verdict(state / "revisions", Edit(old, new))
+    verdict = read_verdict(revisions_folder(state), Edit(old, new))
     if is_forced(directory, new):
         return ReloadReport(Standing.FORCED, old, new, verdict)
     if verdict is None:
@@ -157,7 +158,7 @@ def _in_force(directory: Path, state: Path) -> InForce:
     """
     from squidkeeper.policy.policy_store.revisions import revision_in_force
 
-    found = revision_in_force(state / "revisions")
+    found = revision_in_force(revisions_folder(state))
     if found is None:
         unknown = (
             "does not tell which policy is in force, as far as this account can read"
@@ -252,6 +253,7 @@ def _judge(
         parse_edit,
         write_verdict,
     )
+    from squidkeeper.policy.published.places import published_folder
     from squidkeeper.record.table.database import bound_memory, spare_threads
     from squidkeeper.record.table.sources import TableSources
 
@@ -264,13 +266,14 @@ def _judge(
             f"{edit_named!r} is no edit, expected OLD-NEW, two revisions",
             param_hint="--judge",
         )
-    new = load(directory, datetime.now(UTC), state / "lists").compiled
+    folder = published_folder(directory, state)
+    new = load(directory, datetime.now(UTC), lists_folder(state)).compiled
     if new.revision != edit.new:
         return
-    old = load_stored_revision(state / "revisions", edit.old)
+    old = load_stored_revision(folder, edit.old)
     kept = archive if archive and archive.is_dir() else None
     write_verdict(
-        state / "revisions",
+        folder,
         judge_edit(
             old, new, TableSources(log=access_log, archive=kept), datetime.now(UTC)
         ),

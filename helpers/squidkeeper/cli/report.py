@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.cli.arguments import table_options
 from squidkeeper.cli.helper_options import (
     DEFAULT_STATE,
@@ -161,7 +162,7 @@ def _past_policies(state: Path | None) -> PastPolicies | None:
 
     if state is None:
         return None
-    folder = state / "revisions"
+    folder = revisions_folder(state)
     if not os.path.isdir(folder):  # Path.is_dir raises in a folder that cannot be read
         raise click.UsageError(
             f"--state {state}: no folder of revisions there that this account can read"

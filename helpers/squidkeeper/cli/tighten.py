@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.cli.arguments import (
     check_judged,
     policy_in_force,
@@ -152,7 +153,7 @@ def _sources(
     from squidkeeper.policy.policy_store.revisions import compiled_lists, read_revision
     from squidkeeper.policy.policy_store.sources import read_sources
 
-    revision, folder = policy.compiled.revision, state / "revisions"
+    revision, folder = policy.compiled.revision, revisions_folder(state)
     if named is not None and os.path.isdir(named):
         sources = read_sources(Path(named))
         if sources.revision != revision:

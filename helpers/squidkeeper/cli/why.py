@@ -19,6 +19,7 @@ from squidkeeper.base.errors import EditRefused, InvalidUrl, PatternError
 from squidkeeper.base.formatting import quantity
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.cli.helper_options import (
     path_option,
     policy_option,
@@ -299,7 +300,7 @@ class _Policies:
         self.directory = directory
         self.state = state
         self.current = cache(partial(policy_on_disk, directory))
-        self.of = PastPolicies(state / "revisions", self.current)
+        self.of = PastPolicies(revisions_folder(state), self.current)
 
     def in_force(self) -> str:
         """Name the revision that helpers have loaded last; empty where it is
@@ -307,7 +308,7 @@ class _Policies:
         """
         from squidkeeper.policy.policy_store.revisions import revision_in_force
 
-        found = revision_in_force(self.state / "revisions")
+        found = revision_in_force(revisions_folder(self.state))
         return (
             found.revision
             if found and found.directory == self.directory.absolute()

@@ -1,8 +1,9 @@
 """The process that reads the files of a policy, and publishes what helpers decide by.
 
 One process of a gateway does so: the one that holds a lock in the folder of revisions.
-A helper that finds the lock free starts one, as its child. The child ends with it, and
-another helper starts the next.
+A gateway that was installed by root has a service for it, whose account alone writes
+there. Elsewhere a helper that finds the lock free starts one, as its child. The child
+ends with it, and another helper starts the next.
 """
 
 import os
@@ -10,12 +11,14 @@ import select
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import StateInUse
 from squidkeeper.base.faults import Fault, FaultCode, Location
+from squidkeeper.base.places import lists_folder
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.published.places import published_folder
@@ -28,31 +31,55 @@ from squidkeeper.serving.helpers.publisher_child import (
     taken_publisher_lock,
 )
 from squidkeeper.serving.parts import needed_keys
+from squidkeeper.serving.reload_judge import ReloadJudge, judging
 
 _CHECK_EVERY_SECONDS: Final = 0.2
 _BEAT_EVERY_SECONDS: Final = 1.0
 
 
-def run_publisher(directory: Path, state: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class PublisherOptions:
+    """The options of the command."""
+
+    directory: Path
+    state: Path
+    access_log: Path  # what the reload gate counts by
+    archive: Path  # likewise
+
+
+def run_publisher(options: PublisherOptions) -> None:
     """Publish the policy until standard input ends; return at once where another
     process publishes it. `StateInUse` where that publishes another policy.
     """
+    directory, state = options.directory, options.state
     folder = published_folder(directory, state)
     lock = taken_publisher_lock(folder)
     if lock is None:
         _ensure_same(directory, folder)
         return
     name_publisher(lock, directory)
+    judge = ReloadJudge(
+        partial(judging, directory, state, options.access_log, options.archive)
+    )
     watcher = PolicyWatcher(
         directory,
-        state / "lists",
+        lists_folder(state),
         lambda policy: policy,
         folder,
         logs=False,
         published=lambda policy: write_publication(
             policy, needed_keys(policy.source), directory
         ),
+        judge=judge,
     )
+    try:
+        _publish(watcher, folder)
+    finally:
+        judge.end()
+        os.close(lock)
+
+
+def _publish(watcher: PolicyWatcher[CompiledPolicy], folder: Path) -> None:
     writer = StateWriter(folder)
     due = 0.0
     while not _has_ended():
@@ -63,7 +90,6 @@ def run_publisher(directory: Path, state: Path) -> None:
             with suppress(OSError):  # a full disk: readers go on with what is in force
                 writer.write(_state(watcher, folder))
             due = time.monotonic() + _BEAT_EVERY_SECONDS
-    os.close(lock)
 
 
 def _state(watcher: PolicyWatcher[CompiledPolicy], folder: Path) -> PolicyState:

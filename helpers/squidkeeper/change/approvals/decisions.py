@@ -15,6 +15,7 @@ from typing import Final
 
 from squidkeeper.base.errors import EditRefused, PolicyError
 from squidkeeper.base.formatting import utc_time
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.policy_store.loading import load, load_stored_revision
 from squidkeeper.policy.policy_store.revisions import revision_in_force
@@ -117,7 +118,7 @@ def waits_for_edit(directory: Path, state: Path) -> bool:
     """Whether the policy on disk, grants aside, is another one than is in force; False
     where nothing tells.
     """
-    found = revision_in_force(state / "revisions")
+    found = revision_in_force(revisions_folder(state))
     if found is None or not found.ungranted or found.directory != directory.absolute():
         return False
     return found.ungranted != read_sources(directory).revision_without_granted
@@ -127,11 +128,11 @@ def policy_in_force(directory: Path, state: Path) -> CompiledPolicy | None:
     """Load what helpers go by; None where the state folder is of another policy, or
     does not tell.
     """
-    found = revision_in_force(state / "revisions")
+    found = revision_in_force(revisions_folder(state))
     if found is None or found.directory != directory.absolute():
         return None
     try:
-        return load_stored_revision(state / "revisions", found.revision)
+        return load_stored_revision(revisions_folder(state), found.revision)
     except (OSError, PolicyError):
         return None
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.layout import Layout, uses_systemd
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.operate.setup.options import port_of, reachable
 from squidkeeper.operate.setup.processes import InstalledSquid
@@ -247,7 +248,7 @@ def _policy(
 
     The list cache in the state folder stays as it is: root may not own files there.
     """
-    before = revision_in_force(layout.state / "revisions")
+    before = revision_in_force(revisions_folder(layout.state))
     ended = (
         before.ended
         if before and before.directory == layout.policy.absolute()
@@ -265,7 +266,9 @@ def _policy(
         )
     policy = loaded.compiled.source
     if before and (
-        refused := refusal(layout.state / "revisions", layout.policy, before, sources)
+        refused := refusal(
+            revisions_folder(layout.state), layout.policy, before, sources
+        )
     ):
         return policy, PolicyState(
             before.revision, None, False, gate_faults(layout.policy, refused)

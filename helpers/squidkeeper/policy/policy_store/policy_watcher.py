@@ -24,6 +24,7 @@ from squidkeeper.policy.policy_store.reload_gate import (
     PATIENCE_SECONDS,
     Edit,
     EditGate,
+    EditJudge,
     Passage,
     gate_faults,
 )
@@ -158,6 +159,7 @@ class PolicyWatcher(Generic[T]):
         *,
         logs: bool = True,
         published: Callable[[CompiledPolicy], bytes] = lambda _: b"",
+        judge: EditJudge | None = None,
     ) -> None:
         self.current: T | None = None
         self._not_read = PolicyState(
@@ -177,7 +179,7 @@ class PolicyWatcher(Generic[T]):
         self._logs = logs  # else whoever reads what is published tells it
         self._published = published
         self._writer = RevisionWriter(revisions, list_cache)
-        self._gate = EditGate(directory, revisions)
+        self._gate = EditGate(directory, revisions, judge)
         self._files: FileWatch | None = None
         self._compiled: CompiledPolicy | None = None  # as the files had it last
         self._watch_problem = self.store_problem = self._gate_problem = ""
@@ -424,7 +426,7 @@ class PolicyWatcher(Generic[T]):
     def _unjudged(self, revision: str) -> Fault:
         message = (
             f"revision {revision} is in force without a verdict of the reload gate, which gave none within"
-            f" {PATIENCE_SECONDS:.0f} s: does `squidkeeper maintain` run, with --policy?"
+            f" {PATIENCE_SECONDS:.0f} s: the log of the publisher says why"
         )
         return Fault(Location(str(self._directory)), FaultCode.RELOAD_UNJUDGED, message)
 

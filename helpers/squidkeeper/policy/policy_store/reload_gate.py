@@ -1,14 +1,12 @@
 """The reload gate: an edit that would deny too much of what was used is held back, and
 refused.
 
-One process judges: `squidkeeper maintain`. Every process that loads the policy asks
-here whether an edit may be put in force. In the folder of revisions are two entries:
-`held`, a symbolic link to `OLD-NEW`, asks for a verdict about the edit from one
-revision to another; `verdict.json` is the last verdict. Without a verdict in 20 seconds
-the edit loads.
+The process that publishes the policy asks here whether an edit may be put in force. A
+judge of its own leaves a verdict about the edit from one revision to another:
+`verdict.json` in the folder of revisions, which commands read too. Without a verdict in
+20 seconds the edit loads.
 
-Who has Squid's account can write both. That account already decides every request; a
-verdict never puts anything in force but what the policy's files say. `reload-forced`
+A verdict never puts anything in force but what the policy's files say. `reload-forced`
 beside the policy's folder, which names the revision that `squidkeeper reload --force`
 has accepted, is root's.
 """
@@ -19,7 +17,7 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -29,19 +27,14 @@ from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.untrusted_file import open_untrusted, read_untrusted
 from squidkeeper.policy.policy_store.revisions import InForce
 from squidkeeper.policy.policy_store.sources import Sources
-from squidkeeper.policy.published.places import replace_link
 
 PATIENCE_SECONDS: Final = 20.0
 NAMED_AT_MOST: Final = 100  # denials that a verdict names
 FORCED: Final = "reload-forced"
-_HELD: Final = "held"
 _VERDICT: Final = "verdict.json"
 _VERDICT_BYTES: Final = 1 << 20
-# by then every process has read it; an edit that is made again is judged again
+# an edit that is made again later is judged again
 _ACCEPTED_SECONDS: Final = 60.0
-_ASKED_SECONDS: Final = (
-    5.0  # within which one request for a verdict serves all processes
-)
 _EDIT: Final = re.compile(r"([0-9a-f]{12})-([0-9a-f]{12})")
 _ROOT: Final = 0
 _SHOWN_AT_MOST: Final = 10
@@ -112,15 +105,32 @@ class Passage(StrEnum):
     UNJUDGED = "unjudged"  # no verdict in time: it passes
 
 
-class EditGate:
-    """The gate of one process: `ask` about an edit, then `answer` until it passes.
+class EditJudge(Protocol):
+    """Judges one edit at a time."""
 
-    `folder` is that of the revisions; None: there is no gate.
+    def begin(self, edit: Edit) -> None:
+        """Judge an edit, and no other any more; OSError where that is not possible."""
+
+    def check(self) -> None:
+        """See that it goes on."""
+
+    def end(self) -> None:
+        """Judge nothing any more."""
+
+
+class EditGate:
+    """The gate: `ask` about an edit, then `answer` until it passes.
+
+    `folder` is that of the revisions, where the judge leaves its verdict; None: there
+    is no gate.
     """
 
-    def __init__(self, directory: Path, folder: Path | None) -> None:
+    def __init__(
+        self, directory: Path, folder: Path | None, judge: EditJudge | None = None
+    ) -> None:
         self._directory = directory
         self._folder = folder
+        self._judge = judge
         self._held: Edit | None = None
         self._until = 0.0
         self.verdict: GateVerdict | None = None
@@ -128,7 +138,7 @@ class EditGate:
     def ask(self, edit: Edit, *, again: bool) -> Passage:
         """Ask about an edit.
 
-        OSError if no verdict can be asked for: `answer` is UNJUDGED after 20 seconds.
+        OSError if it cannot be judged: `answer` is UNJUDGED after 20 seconds.
 
         `again`: one that was refused before is judged again.
         """
@@ -136,8 +146,8 @@ class EditGate:
             self._held, self._until = edit, time.monotonic() + PATIENCE_SECONDS
         answer = self.answer()
         asks = answer is Passage.HELD or (again and answer is Passage.REFUSED)
-        if asks and self._folder:
-            ask_for_verdict(self._folder, edit)
+        if asks and self._judge:
+            self._judge.begin(edit)
         return answer
 
     def answer(self) -> Passage:
@@ -146,6 +156,8 @@ class EditGate:
         """
         if self._held is None or self._folder is None:
             return Passage.ACCEPTED
+        if self._judge:
+            self._judge.check()
         self.verdict = verdict = read_verdict(self._folder, self._held)
         if is_forced(self._directory, self._held.new) or (
             verdict and _accepts_now(verdict)
@@ -163,35 +175,12 @@ class EditGate:
     def release(self) -> None:
         """Hold nothing any more."""
         self._held = self.verdict = None
+        if self._judge:
+            self._judge.end()
 
 
 def _accepts_now(verdict: GateVerdict) -> bool:
     return verdict.accepts and abs(time.time() - verdict.judged) <= _ACCEPTED_SECONDS
-
-
-def ask_for_verdict(folder: Path, edit: Edit) -> None:
-    """Ask for a verdict, unless another process has just done so; OSError if that
-    cannot be written.
-    """
-    asked = edit_held(folder)
-    if asked and asked[0] == edit and abs(time.time() - asked[1]) < _ASKED_SECONDS:
-        return
-    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    replace_link(folder, _HELD, str(edit))
-
-
-def edit_held(folder: Path) -> tuple[Edit, float] | None:
-    """Find the edit that waits for a verdict, and since when (seconds since 1970); it
-    may have its verdict by now.
-    """
-    try:
-        edit, since = (
-            parse_edit(os.readlink(folder / _HELD)),
-            os.lstat(folder / _HELD).st_mtime,
-        )
-    except OSError:
-        return None
-    return (edit, since) if edit else None
 
 
 def parse_edit(text: str) -> Edit | None:

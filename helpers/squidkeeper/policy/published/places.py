@@ -10,11 +10,12 @@ from pathlib import Path
 from stat import S_IMODE, S_ISDIR
 from typing import Final
 
+from squidkeeper.base.places import revisions_folder
+
 LISTS: Final = "lists"
 LIST_SUFFIX: Final = ".hosts"
 UNFINISHED: Final = ".part"
 _IN_FORCE: Final = "in-force"
-_REVISIONS: Final = "revisions"
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder in it is ours alone
 _PUBLICATION: Final = "publication-2"  # the number is the format's
 _STATE: Final = "state.json"
@@ -22,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def published_folder(directory: Path, state: Path) -> Path:
-    """Return where the policy of a directory is published, for an account that may
-    publish it: in the state folder, or in memory where that cannot be written.
+    """Return where the policy of a directory is published: with the revisions, or in
+    memory where this account has to publish it and cannot write to the state folder.
     """
-    folder = state / _REVISIONS
+    folder = revisions_folder(state)
     if folder.is_dir() or _makes(folder, 0o750):
         return folder
     name = blake2b(f"{directory.absolute()}\n{state}".encode(), digest_size=8)

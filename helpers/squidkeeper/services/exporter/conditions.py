@@ -1054,11 +1054,6 @@ _TASKS: Final = {
         False,
     ),
     "rotation": (f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.", False),
-    "reload-gate": (
-        "Edits come in force 20 seconds late, without a verdict of the reload gate. If its `since` covers more"
-        f" than can be read in that time, choose a shorter one. {_MAINTENANCE_LOG}.",
-        False,
-    ),
     "tls": (
         "HAProxy, which takes the clients for Squid, does not run, or has no valid certificate. Run `systemctl restart"
         f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls`, or tls.log.",

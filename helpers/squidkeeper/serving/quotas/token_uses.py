@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import CountsUnavailable, PolicyError
-from squidkeeper.base.places import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER, revisions_folder
 from squidkeeper.policy.language.quotas import Quota, shown_amount
 from squidkeeper.policy.policy_store.loading import load_stored_revision
 from squidkeeper.policy.policy_store.revisions import revision_in_force
@@ -124,7 +124,7 @@ class NearlyUsed:
 
         One that does not load has none.
         """
-        revisions = self._state / "revisions"
+        revisions = revisions_folder(self._state)
         in_force = revision_in_force(revisions)
         if in_force is None or in_force.revision == self._revision:
             return
