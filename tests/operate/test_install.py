@@ -102,10 +102,11 @@ class Gateway:
         return self.root / name
 
     def snapshot(self) -> dict[str, tuple[object, ...]]:
-        """Everything under the root but logs, archive, and the compiled lists and
-        metrics of running helpers.
+        """Everything under the root but logs, archive, what is published, and the
+        compiled lists and metrics of running helpers.
         """
-        found = snapshot(self.root, leave_out=("log", "state", "archive"))
+        changing = ("log", "state", "state-published", "archive")
+        found = snapshot(self.root, leave_out=changing)
         return {
             path: about
             for path, about in found.items()
@@ -575,7 +576,7 @@ def second_run(gateway: Gateway) -> str:
 
 
 def test_a_second_run_changes_nothing(second_run: str) -> None:
-    assert second_run.count("runs, unchanged") == 5
+    assert second_run.count("runs, unchanged") == 6
     assert "WARNING" not in second_run
 
 
@@ -1694,7 +1695,13 @@ def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("service", "exposure"),
-    [("exporter", 15), ("maintenance", 18), ("archive", 12), ("render", 31)],
+    [
+        ("exporter", 15),
+        ("maintenance", 18),
+        ("archive", 12),
+        ("render", 31),
+        ("publisher", 15),
+    ],
 )
 def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(
     gateway: Gateway, service: str, exposure: int
@@ -1769,7 +1776,7 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(
         lambda: "squidkeeper_secrets_up 1.0" in gateway.metrics,
         "the exporter to see it",
     )
-    assert gateway.install().stdout.count("runs, unchanged") == 6
+    assert gateway.install().stdout.count("runs, unchanged") == 7
     os.kill(process, signal.SIGKILL)
     wait_for(
         lambda: child_of(supervisor, "squidkeeper secrets") not in (0, process),
@@ -1834,7 +1841,7 @@ def test_what_inspects_bodies_comes_with_an_edit_and_goes_with_the_last_rule(
     assert [f"{name:13} started" in done.stdout for name in BODIES] == [True, True], (
         done.stdout + done.stderr
     )
-    assert gateway.install().stdout.count("runs, unchanged") == 7
+    assert gateway.install().stdout.count("runs, unchanged") == 8
     processes = [
         child_of(supervisor, "squidkeeper bodies") for supervisor in of_bodies(layout)
     ]
@@ -2124,7 +2131,7 @@ def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
         again.returncode,
         again.stdout.count("runs, unchanged"),
         haproxy_of(gateway),
-    ) == (0, 6, haproxy)
+    ) == (0, 7, haproxy)
     names = openssl(
         "x509",
         "-in",
@@ -2205,7 +2212,7 @@ def test_a_load_balancer_is_named_kept_and_left(gateway: Gateway) -> None:
     health = f"http://127.0.0.1:{gateway.port + 7000}/healthz"
     assert json.loads(http_get(health)) == {"healthy": True, "conditions": []}
     again = gateway.install()
-    assert (again.returncode, again.stdout.count("runs, unchanged")) == (0, 5)
+    assert (again.returncode, again.stdout.count("runs, unchanged")) == (0, 6)
     assert gateway.install("--behind", "none").returncode == 0
     assert gateway.answers() == "403"
     recorded = gateway.place("log/access.log").read_text()
@@ -2429,6 +2436,60 @@ def test_the_archive_is_written_by_an_account_of_its_own_and_not_by_squids(
         ("cat", key),
     ):
         assert as_squid(*refused) == 1, refused
+
+
+def publisher_of(gateway: Gateway) -> int:
+    """The process that publishes the policy; 0 between one and the next."""
+    pid_file = Layout.of(gateway.root).service("publisher").pid_file
+    return child_of(int(pid_file.read_text()), "squidkeeper publish")
+
+
+def test_squids_account_can_change_nothing_that_is_published(
+    gateway: Gateway,
+) -> None:
+    layout = Layout.of(gateway.root)
+    folder, user = layout.published, layout.user_without_systemd("publisher")
+    assert Path(f"/proc/{publisher_of(gateway)}").stat().st_uid == user
+    assert {path.lstat().st_uid for path in (folder, *folder.rglob("*"))} == {user}
+    in_force = folder / os.readlink(folder / "in-force")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {in_force / "publication-2", folder / "state.json"} <= {*files}
+    script = """
+        cd "$1" && shift
+        for file; do
+            (: >>"$file") 2>/dev/null && echo "wrote $file"
+            rm -f "$file" 2>/dev/null && echo "removed $file"
+        done
+        for name in . */ lists; do touch "$name/x" 2>/dev/null && echo "made $name/x"; done
+        ln -sfn elsewhere in-force 2>/dev/null && echo "moved in-force"
+        mv . ../moved 2>/dev/null && echo "moved the folder"
+        cat in-force/publication-* >/dev/null && echo read
+    """
+    by = ("runuser", "-u", squid_account(), "--", "sh", "-c", script, "sh")
+    done = subprocess.run(
+        [*by, folder, *files], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "read\n"
+    moved = ["runuser", "-u", squid_account(), "--", "mv", str(folder), "x"]
+    assert subprocess.run(moved, capture_output=True, check=False).returncode == 1
+
+
+def test_a_publisher_that_is_killed_is_started_again_and_no_helper_takes_its_place(
+    gateway: Gateway,
+) -> None:
+    link = Layout.of(gateway.root).published / "in-force"
+    killed = wait_for(lambda: publisher_of(gateway), "the publisher")
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: publisher_of(gateway) not in (0, killed), "another one")
+    before = os.readlink(link)
+    edit = gateway.place("etc/policy/edit.yaml")
+    edit.write_text(
+        "version: 1\nrules: [{name: e, action: deny, hosts: [e.example]}]\n"
+    )
+    wait_for(lambda: os.readlink(link) != before, "the edit in force")
+    assert not gateway.place("state/revisions").exists()
+    edit.unlink()
+    wait_for(lambda: os.readlink(link) == before, "what was in force")
 
 
 def test_the_own_addresses_are_there_before_squid_reads_them(gateway: Gateway) -> None:

@@ -909,10 +909,14 @@ def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
 
 
 @pytest.mark.long
-def test_with_systemd_the_maintenance_service_may_judge_an_edit(
+def test_with_systemd_the_publisher_has_an_account_of_its_own_and_judges_edits(
     systemd: Machine, source: Path
 ) -> None:
-    """The judge reads the log and writes its verdict with the rights of the service."""
+    """The judge reads the log and writes its verdict with the rights of the service.
+
+    Squid's account reads what is published, and cannot change it. systemd kills a
+    publisher that is stopped.
+    """
     port = free_port()
     done = systemd.run(
         source / "install.sh",
@@ -928,12 +932,15 @@ def test_with_systemd_the_maintenance_service_may_judge_an_edit(
         "/etc/squidkeeper/policy",
     )
 
+    # the program is in an environment of another gateway, whose places are the default
+    places = ("--policy", policy, "--state", "/var/lib/squidkeeper")
+
     def edit(text: str) -> None:
         systemd.path(f"{policy}/.new").write_text(text)
         systemd.run("mv", f"{policy}/.new", f"{policy}/policy.yaml")
 
     def reload() -> str:
-        return systemd.run("squidkeeper", "reload").stdout
+        return systemd.run("squidkeeper", "reload", *places).stdout
 
     edit(opened)
     wait_for(lambda: "is in force\n" in reload(), "the policy with a gate")
@@ -956,8 +963,33 @@ def test_with_systemd_the_maintenance_service_may_judge_an_edit(
         "it would deny 5 combinations of client, rule and host that were used"
         in reload()
     )
-    assert systemd.run("squidkeeper", "reload", "--force").returncode == 0
+    assert systemd.run("squidkeeper", "reload", *places, "--force").returncode == 0
     wait_for(lambda: "is in force\n" in reload(), "the edit that was accepted")
+    names = "ActiveState Type User NoNewPrivileges ProtectSystem CapabilityBoundingSet"
+    state = property_of(systemd, names, "publisher")
+    assert state == "active notify squidkeeper-publisher yes strict "
+    folder = "/var/lib/squidkeeper-published"
+    owners = systemd.run("find", folder, "-printf", "%u:%g ").stdout.split()
+    group = systemd.path("/etc/squidkeeper/policy").group()
+    assert {*owners} == {f"squidkeeper-publisher:{group}"}
+    as_squid = ("runuser", "-u", squid_account(), "--")
+    link = f"{folder}/in-force"
+    assert systemd.run(*as_squid, "ls", f"{link}/").returncode == 0
+    for refused in (("touch", f"{folder}/x"), ("ln", "-sfn", "x", link)):
+        assert systemd.run(*as_squid, *refused).returncode == 1, refused
+    assert systemd.run(*as_squid, "mv", folder, "/var/lib/moved").returncode == 1
+    assert not systemd.path("/var/lib/squidkeeper/revisions").exists()
+    stopped = property_of(systemd, "MainPID", "publisher")
+    systemd.run("kill", "-STOP", stopped)
+    wait_for(
+        lambda: property_of(systemd, "MainPID", "publisher") not in ("0", stopped),
+        "systemd to start another publisher",
+    )
+    edit(opened)
+    wait_for(lambda: "is in force\n" in reload(), "an edit after that")
+    assert systemd.run(source / "install.sh", "--uninstall").returncode == 0
+    assert not systemd.path(folder).exists()
+    assert "squidkeeper" not in systemd.path("/etc/passwd").read_text()
 
 
 def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(
@@ -1009,7 +1041,7 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(
         assert series in metrics()
     archive_by_systemd(systemd)
     pid = property_of(systemd, "MainPID")
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 5
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 6
     assert systemd.run("kill", "-KILL", pid).returncode == 0
     wait_for(
         lambda: property_of(systemd, "MainPID") not in ("0", pid),
@@ -1111,7 +1143,7 @@ def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(
     )
     assert account == "squidkeeper-secrets yes strict "
     assert systemd.run("stat", "--format=%U", inside).stdout == "squidkeeper-secrets\n"
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 6
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 7
     assert systemd.run(installer, "--uninstall").returncode == 0
     assert_nothing_is_left(systemd, "secrets")
 
@@ -1167,7 +1199,7 @@ def test_with_systemd_an_edit_starts_what_inspects_bodies(
     assert [f"{unit:13} started" in done.stdout for unit in units] == [True, True], (
         done.stdout + done.stderr
     )
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 7
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 8
     assert systemd.run(installer, "--uninstall").returncode == 0
     for unit in units:
         assert_nothing_is_left(systemd, unit)
@@ -1229,7 +1261,7 @@ def test_with_systemd_the_transparent_ports_have_accounts_of_their_own(
         "systemd to end it",
     )
     wait_for(lambda: systemd.run(*asked).stdout == "403", "the ports again")
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 7
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 8
     assert systemd.run(installer, "--uninstall").returncode == 0
     for unit in ("transparent", "dns"):
         assert_nothing_is_left(systemd, unit)

@@ -803,7 +803,6 @@ UNAVAILABLE = Checkpoint(
     ("helper", "revision", "unhealthy"),
     [
         (HELPER, "aaaa", set()),
-        (HELPER, None, set()),  # the exporter was started again
         (replace(HELPER, revision=None), "aaaa", {"no-helper"}),
         (replace(HELPER, revision=None), None, {"no-policy"}),
     ],

@@ -15,6 +15,7 @@ from squidkeeper.base.places import (
     STATE,
     TRANSPARENT_FOLDER,
     placed,
+    publisher_folder,
 )
 
 # What runs beside Squid, in the order of its start.
@@ -24,6 +25,7 @@ BODIES: Final = (
     "bodies-2",
 )
 SERVICES: Final = (
+    "publisher",
     "maintenance",
     "secrets",
     *BODIES,
@@ -45,7 +47,7 @@ ACCOUNTS: Final = {
     **dict.fromkeys(
         BODIES, "squidkeeper-bodies"
     ),  # one user for both: else they could not share a port
-    **{name: f"squidkeeper-{name}" for name in ("transparent", "dns")},
+    **{name: f"squidkeeper-{name}" for name in ("transparent", "dns", "publisher")},
 }
 # built into Squid; with systemd its unit makes the folder
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")
@@ -170,6 +172,7 @@ class Layout:
         units = self.root / "etc" if self.root else Path("/etc/systemd/system")
         # Where its account can write.
         owned = {
+            "publisher": self.published,
             "secrets": self.secrets,
             "export": self.export_state,
             "pull": self.pulled,
@@ -261,6 +264,11 @@ class Layout:
     def tls(self) -> Path:
         """The folder of the TLS port: its certificate, and HAProxy's sockets."""
         return self.state / "tls"
+
+    @property
+    def published(self) -> Path:
+        """The folder of the publisher: what is in force, and was."""
+        return publisher_folder(self.state)
 
     @property
     def secrets(self) -> Path:

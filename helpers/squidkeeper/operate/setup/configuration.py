@@ -510,6 +510,7 @@ def _other_comment(found: re.Match[str]) -> str:
 
 _UNITS = {
     "archive": "squidkeeper-archive.service",
+    "publisher": "squidkeeper-publisher.service",
     "maintenance": "squidkeeper-maintenance.service",
     "secrets": "squidkeeper-secrets.service",
     **dict.fromkeys(BODIES, "squidkeeper-bodies.service"),

@@ -75,7 +75,11 @@ from squidkeeper.operate.setup.options import (
     show,
 )
 from squidkeeper.operate.setup.plan import Present, SetupStep, StepKind, Wanted, plan
-from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.operate.setup.processes import (
+    InstalledService,
+    InstalledSquid,
+    starts_services,
+)
 from squidkeeper.operate.setup.settings_file import (
     changed_text,
     differences,
@@ -812,6 +816,7 @@ class Installation:
     def _needed(self) -> list[str]:
         """The services with an account of their own."""
         needed = {
+            "publisher": starts_services(),
             "secrets": self._fetches,
             "archive": True,
             "export": bool(self._exports),
@@ -990,6 +995,7 @@ class Installation:
         folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = (
             entries.Folder({})
         )
+        folders |= self._folder_of_publisher()
         run = entries.Folder({}, 0o755)
         if not self._machine.systemd:
             run = folders[layout.run] = entries.Folder({}, 0o1775, (0, owner[1]))
@@ -1043,6 +1049,17 @@ class Installation:
             )
         for step in planned.steps:
             self._do(step)
+
+    def _folder_of_publisher(self) -> dict[Path, entries.Folder]:
+        """Make it where the service starts: where it is, no helper publishes.
+
+        systemd gives it to the account, which may not exist yet.
+        """
+        if "publisher" not in self._needed or self._options.no_start:
+            return {}
+        user, group = self._user_of("publisher")
+        owner = (0 if self._machine.systemd else user, group)
+        return {self._layout.published: entries.Folder({}, 0o750, owner)}
 
     def _present(self, wanted: Wanted) -> Present:
         layout, services = self._layout, self._transaction.services
@@ -1198,6 +1215,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "TLS": "see the lines above; --no-tls does without it",
         "transparent": "see the lines above; --transparent none does without it",
         "listen": "end what listens there, or choose another --listen",
+        "publisher": f"see the lines above; it writes to {layout.published} alone",
         "bodies": f"see the lines above; what inspects bodies listens on {layout.bodies}",
         "secrets": "see the lines above; policy/REFERENCE.md explains the sources of secrets",
         "exporter": "see the lines above; --no-exporter does without it",

@@ -37,6 +37,7 @@ class StepKind(StrEnum):
     WRITE_OWN_ADDRESSES = "write the gateway's own addresses below"
     LABEL = "label for SELinux, with what it reads,"
     STOP_SERVICE = "stop the service of"
+    START_PUBLISHER = "start the process that publishes the policy, and note it in"
     START_MAINTENANCE = "start the maintenance process, and note it in"
     START_SECRETS = "start the process that fetches secrets, and note it in"
     START_BODIES_1 = "start the first process that inspects bodies, and note it in"
@@ -61,6 +62,7 @@ class StepKind(StrEnum):
 
 
 STARTS: Final = {  # the services
+    StepKind.START_PUBLISHER: "publisher",
     StepKind.START_MAINTENANCE: "maintenance",
     StepKind.START_SECRETS: "secrets",
     StepKind.START_BODIES_1: "bodies-1",
@@ -197,8 +199,8 @@ class _Planner:
         return Plan(tuple(steps), tuple(self._notes))
 
     def _processes(self) -> Iterator[SetupStep]:
-        """Plan the processes in the order of their start: Squid needs the resolver, the
-        secrets and what reads bodies.
+        """Plan the processes in the order of their start: the others need the policy,
+        and Squid the resolver, the secrets and what reads bodies.
 
         Maintenance and exporter ask Squid for its counters, behind a load balancer with
         a PROXY header. A Squid that takes none records it as a client's request, so
@@ -218,6 +220,7 @@ class _Planner:
             ("archive", "export", "pull", "render"),
         )
         for name in (
+            "publisher",
             *ahead,
             *needed_by_squid,
             "squid",
@@ -244,6 +247,7 @@ class _Planner:
         for path in (
             self._layout.archive,
             self._layout.pulled,
+            self._layout.published,
         ):  # root's are of no use, such as after a restore
             folder, here = self._wanted.folders.get(path), self._here.get(path)
             if (

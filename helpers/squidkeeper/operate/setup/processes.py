@@ -23,6 +23,7 @@ from squidkeeper.base.own_processes import is_own
 from squidkeeper.operate.setup.entries import LOG_END, ROOT, Owner, text_at
 from squidkeeper.operate.setup.machine import last_lines, quietly, run
 from squidkeeper.operate.setup.sockets import has_ended, process_listens, wait_until
+from squidkeeper.policy.published.places import marked_in_force
 from squidkeeper.services.maintenance.squid_process import coordinator_alone
 
 _END_SECONDS: Final = 30
@@ -187,8 +188,13 @@ class InstalledService:
         A process that is stopped (SIGSTOP) still listens.
         """
         return (
-            process_listens(self.pid(), self.port) if self.port else self.runs()
-        ) and not self._is_stopped()
+            (process_listens(self.pid(), self.port) if self.port else self.runs())
+            and not self._is_stopped()
+            and (self.name != "publisher" or self._has_published())
+        )
+
+    def _has_published(self) -> bool:
+        return marked_in_force(self.layout.published) is not None
 
     def _is_stopped(self) -> bool:
         """Tell whether it, or a process of its own, is stopped.
@@ -208,10 +214,10 @@ class InstalledService:
     def comes_up(self) -> bool:
         """Wait until it works, or has ended; tell whether it works.
 
-        An exporter may have a long log to read.
+        An exporter may have a long log to read, and a publisher long lists.
         """
         wait_until(
-            90 if self.name == "exporter" else 20,
+            90 if self.name in ("exporter", "publisher") else 20,
             lambda: self.works() or self._has_died(),
         )
         return self.works()

@@ -148,7 +148,8 @@ class Transaction:
                     "/etc/squidkeeper",
                     *store,
                 )
-                quietly("chcon", "-R", "-t", "squid_cache_t", path)
+                shown = [layout.published] if layout.published.exists() else []
+                quietly("chcon", "-R", "-t", "squid_cache_t", path, *shown)
 
     def _give_to_squid(self, path: Path) -> None:
         account, owner = self._machine.account, self._machine.owner

@@ -62,7 +62,7 @@ def uninstall(layout: Layout) -> None:
         squid.stop()
         layout.conf.unlink()
         _remove_shared(layout)
-    _stop(layout, "secrets", *BODIES, "maintenance", systemd=systemd)
+    _stop(layout, "secrets", *BODIES, "maintenance", "publisher", systemd=systemd)
     goes_on = squid.runs()  # asked before its pid file goes
     if not names(text_at(yours), layout.ssl_db):
         remove(layout.ssl_db)
@@ -120,6 +120,7 @@ def _remove_files(layout: Layout) -> None:
     )
     kept = (
         layout.state,
+        layout.published,
         layout.run,
         layout.applied,
         layout.ca_choices,

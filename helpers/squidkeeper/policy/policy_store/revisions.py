@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squidkeeper.base.atomic_write import replace as replace_file
+from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.untrusted_file import read_untrusted
 from squidkeeper.policy.language.contents import SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
@@ -372,6 +373,27 @@ def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) ->
     if not (to / name).exists():
         raise OSError(errno.ENOSPC, "the compiled list cannot be written", str(path))
     return None
+
+
+def publish_again(folder: Path, revision: str, publication: bytes) -> None:
+    """Publish a stored revision that is in force, such as in another format."""
+    _publish(publication_file(folder, revision), publication)
+    mark_in_force(folder, revision)
+
+
+def take_over(former: Path, folder: Path) -> None:
+    """Store the revisions of a folder in another one, as far as they can be read.
+
+    Compiled lists are not taken: another account could have written them.
+    """
+    for old in reversed(stored_revisions(former)):
+        if (folder / old.revision).exists():
+            continue
+        with suppress(OSError, PolicyError):
+            sources = read_revision(former, old.revision)
+            if sources.revision == old.revision:
+                store_revision(sources, old.revision, folder)
+                os.utime(folder / old.revision, (old.loaded, old.loaded))
 
 
 def _put(unfinished: Path, place: Path) -> None:

@@ -294,7 +294,7 @@ def _squid_outdated(view: Snapshot) -> Iterator[str]:
     unhealthy=True,
 )
 def _no_policy(view: Snapshot) -> Iterator[str]:
-    if view.policies.policy_state.revision is None and not view.decides:
+    if view.policies.policy_state.revision is None:
         yield "everything is denied"
 
 
@@ -302,8 +302,9 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
     "policy-not-published",
     "1m",
     "Edits of the policy do not come into force: they are not published",
-    "Make room where the disk is full. Else read cache.log: helpers and the exporter start `squidkeeper publish`,"
-    " and it ends. The revision in force stays meanwhile.",
+    "Make room where the disk is full. Else run `systemctl restart squidkeeper-publisher`, or `./install.sh`, and read"
+    " `journalctl -u squidkeeper-publisher`, or publisher.log. Where there is no such service, helpers start"
+    " `squidkeeper publish`: read cache.log. The revision in force stays meanwhile.",
     running=True,
 )
 def _policy_not_published(view: Snapshot) -> Iterator[str]:

@@ -41,7 +41,6 @@ from squidkeeper.services.exporter.snapshot import (
     LogView,
     PolicyView,
     Snapshot,
-    decides,
 )
 from squidkeeper.services.exporter.sources import (
     CertificateSource,
@@ -49,7 +48,6 @@ from squidkeeper.services.exporter.sources import (
     RecordSource,
     ServiceSource,
     SquidSource,
-    read_counter_files,
 )
 from squidkeeper.services.exporter.status_page import page
 from squidkeeper.services.exporter.stopped_watchdog import (
@@ -272,9 +270,7 @@ class Exporter:
         ).start()
 
     def _has_policy(self) -> bool:
-        return self._watcher.current is not None or decides(
-            read_counter_files(self._options.state)
-        )
+        return self._watcher.current is not None
 
     def _application(self, host: str) -> Application:
         registry = CollectorRegistry()

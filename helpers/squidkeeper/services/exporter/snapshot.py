@@ -1,7 +1,7 @@
 """The gateway at one moment, for metrics, conditions and the status page."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,21 +77,6 @@ HELPER_PATIENCE_SECONDS: Final = (
     10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
 )
 LAST_MINUTES: Final = timedelta(minutes=5)
-
-
-def decides(files: Iterable[CounterFile]) -> bool:
-    """Whether a helper that runs decides about hosts, and has a policy for that.
-
-    It can have one although the exporter has none: an exporter that starts while the
-    policy on disk is bad loads nothing, and the helpers go on.
-    """
-    return any(
-        file.running
-        and file.status
-        and file.status.helper == HOST
-        and file.status.revision
-        for file in files
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +210,11 @@ class Snapshot:
 
     @property
     def decides(self) -> bool:
-        """Whether a helper with a policy decides about hosts."""
-        return decides(self.processes.counter_files)
+        """Whether a helper that runs has a policy, and decides about hosts."""
+        return any(
+            helper.helper == HOST and helper.revision is not None
+            for helper in self.helpers
+        )
 
     def is_outdated(self, helper: HelperStatus) -> bool:
         """Whether a helper decides by another revision than the exporter has."""
