@@ -22,7 +22,6 @@ TASKS: Final = (  # of the maintenance process
     "resolver",
     "own-addresses",
     "rotation",
-    "reload-gate",
     "tls",
     "transparent",
     "webhook",

@@ -56,7 +56,9 @@ from squidkeeper.policy.policy_store.reload_gate import (
 )
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.policy.published.places import mark_in_force
+from squidkeeper.policy.published.places import mark_in_force, state_file
+from squidkeeper.policy.published.policy_state import PolicyState
+from squidkeeper.policy.published.state_file import StateWriter
 from squidkeeper.services.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
 from squidkeeper.services.maintenance.process import MaintenanceStatus
@@ -1462,9 +1464,25 @@ def test_a_stopped_publisher_is_not_its_parent(
             "the child to be stopped",
         )
         faults = found("service-not-running", inspect(layout))
+        layout.service("tls").unit.rename(layout.service("publisher").unit)
+        monkeypatch.setattr(InstalledService, "_has_published", lambda _: True)
+        of_its_own = found("service-not-running", inspect(layout))
         for each in (*parent.children(), parent):
             each.kill()
     assert faults == []
+    unit = layout.service("publisher").unit
+    assert [fault.place for fault in of_its_own] == [str(unit)]
+
+
+def test_a_publisher_that_hangs_is_found_where_it_is_a_service(layout: Layout) -> None:
+    layout.published.mkdir()
+    writer, file = StateWriter(layout.published), state_file(layout.published)
+    writer.write(PolicyState(ok=True))
+    assert found("policy-not-published", inspect(layout)) == []
+    os.utime(file, (1, 1))
+    assert [fault.detail for fault in found("policy-not-published", inspect(layout))]
+    layout.published.rename(layout.published.with_name("none"))
+    assert found("policy-not-published", inspect(layout)) == []
 
 
 def test_an_exporter_that_does_not_answer_load_balancers_is_found(

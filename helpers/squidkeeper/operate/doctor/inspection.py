@@ -25,6 +25,7 @@ from squidkeeper.policy.policy_store.reload_gate import gate_faults, refusal
 from squidkeeper.policy.policy_store.revisions import revision_in_force
 from squidkeeper.policy.policy_store.sources import Sources, read_sources
 from squidkeeper.policy.published.policy_state import PolicyState
+from squidkeeper.policy.published.state_file import silent_seconds
 from squidkeeper.services.exporter.certificate import (
     StoreCertificate,
 )
@@ -224,7 +225,9 @@ def _view(
             fragment_file=layout.fragment,
         ),
         log=LogView(_checkpoint(layout), os.access(layout.access_log, os.R_OK)),
-        policies=PolicyView(policy, state),
+        policies=PolicyView(
+            policy, state, publisher_silent_seconds=_publisher_silence(layout, now)
+        ),
         processes=HelperSource(layout.state, user, lambda _: {}).read(now),
         proxy=SquidSource(
             address, behind, layout.fragment, layout.run, layout.state
@@ -276,6 +279,15 @@ def _policy(
     return policy, PolicyState(
         policy.revision, _edited(layout.policy), True, (), loaded.warnings
     )
+
+
+def _publisher_silence(layout: Layout, now: float) -> float:
+    """Return for how long the service of the publisher has written nothing.
+
+    Without one, a helper starts a publisher once Squid asks it.
+    """
+    folder = revisions_folder(layout.state)
+    return silent_seconds(folder, now) if folder == layout.published else 0
 
 
 def _edited(folder: Path) -> float:

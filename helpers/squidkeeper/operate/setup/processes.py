@@ -199,14 +199,15 @@ class InstalledService:
     def _is_stopped(self) -> bool:
         """Tell whether it, or a process of its own, is stopped.
 
-        A publisher is the child of any process that found its lock free.
+        Without a service, a publisher is the child of any process that found its lock
+        free.
         """
         try:
             first = psutil.Process(self.pid() or 0)
             return any(
                 child.status() == psutil.STATUS_STOPPED
                 for child in (first, *first.children(recursive=True))
-                if "publish" not in child.cmdline()
+                if self.name == "publisher" or "publish" not in child.cmdline()
             )
         except psutil.Error:
             return False
