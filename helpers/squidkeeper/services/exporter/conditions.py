@@ -302,7 +302,7 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
     "policy-not-published",
     "1m",
     "Edits of the policy do not come into force: they are not published",
-    "Make room where the disk is full. Else run `systemctl restart squidkeeper-publisher`, or `./install.sh`, and read"
+    "Make room where the disk is full. Else run `systemctl restart squidkeeper-publisher`, and read"
     " `journalctl -u squidkeeper-publisher`, or publisher.log. Where there is no such service, helpers start"
     " `squidkeeper publish`: read cache.log. The revision in force stays meanwhile.",
     running=True,
