@@ -48,16 +48,17 @@ from squidkeeper.operate.setup.rendering import (
     rendered_files,
     template_folder,
 )
-from squidkeeper.policy.policy_store.loading import build_sources
+from squidkeeper.policy.policy_store.loading import build_sources, load_sources
 from squidkeeper.policy.policy_store.reload_gate import (
     GateVerdict,
     force,
     write_verdict,
 )
-from squidkeeper.policy.policy_store.revisions import store_revision
+from squidkeeper.policy.policy_store.revisions import publish_again, store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.policy.published.places import mark_in_force, state_file
 from squidkeeper.policy.published.policy_state import PolicyState
+from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.policy.published.state_file import StateWriter
 from squidkeeper.services.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
@@ -2036,6 +2037,37 @@ def test_what_only_root_can_check_is_named(
         code in line
         for code in ("squid-conf-rejected", "secret-file-open", "squid-cannot-read")
     )
+
+
+def test_a_policy_is_loaded_again_only_where_it_is_not_as_published(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, sources = inspect(layout), read_sources(layout.policy)
+    loaded = load_sources(sources, datetime.now(UTC))
+    policy, folder = loaded.compiled.source, layout.state / "revisions"
+    store_revision(sources, policy.revision, folder)
+    publication = write_publication(loaded.compiled, needed_keys(policy), layout.policy)
+    publish_again(folder, policy.revision, publication)
+    told = PolicyState(policy.revision, 1.0, ok=True, warnings=loaded.warnings)
+    StateWriter(folder).write(told)
+    with monkeypatch.context() as patched:
+        reading = "squidkeeper.operate.doctor.inspection.read_sources"
+        patched.setattr(reading, lambda _: pytest.fail("it was read again"))
+        after = inspect(layout)
+    assert after.policy
+    assert after.policy.rules == policy.rules
+    assert after.injected == before.injected
+    assert after.secret_files == before.secret_files == (layout.policy / "secret",)
+    assert after.list_files == before.list_files
+    assert after.view.policies.policy_state == before.view.policies.policy_state
+    for change in ("rules: [", "version: 2\n"):
+        with (layout.policy / "policy.yaml").open("a") as file:
+            file.write(change)
+        assert found("policy-not-loaded", inspect(layout))
+    (layout.policy / "policy.yaml").write_text(POLICY)
+    assert found("policy-not-loaded", inspect(layout)) == []
+    (layout.policy / "more.yaml").write_text("version: 2\n")
+    assert found("policy-not-loaded", inspect(layout))
 
 
 def test_an_edit_that_the_reload_gate_refuses_is_found(layout: Layout) -> None:

@@ -113,7 +113,7 @@ def _secret_files(seen: Inspection) -> Iterator[tuple[Path, str]]:
         for path in (layout.rendered, layout.parts / "upstreams.conf")
     )
     yield layout.webhook, "the URL of the webhook"
-    yield from ((path, "a secret of the policy") for path in seen.sources.secrets)
+    yield from ((path, "a secret of the policy") for path in seen.secret_files)
     yield from (
         (path, "a secret that was fetched")
         for path in sorted(seen.layout.secrets.glob(f"*{VALUE_SUFFIX}"))
@@ -329,7 +329,8 @@ def _squid_cannot_read(seen: Inspection) -> Iterator[Found]:
         *seen.conf.files,
         *own,
         *seen.layout.policy.rglob("*"),
-        *seen.sources.named,
+        *seen.list_files,
+        *seen.secret_files,
     ]
     for path, closed in unreadable_for(seen.account, files).items():
         yield Found(f"closed at {closed}", str(path))

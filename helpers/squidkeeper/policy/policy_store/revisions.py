@@ -14,31 +14,39 @@ starts while a file of the policy is being written starts with it.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from squidkeeper.base.atomic_write import replace as replace_file
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.untrusted_file import read_untrusted
 from squidkeeper.policy.language.contents import SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
-from squidkeeper.policy.policy_store.list_compiler import ListChangedError, load_list
+from squidkeeper.policy.policy_store.list_compiler import (
+    ListChangedError,
+    list_digest,
+    load_list,
+)
 from squidkeeper.policy.policy_store.sources import (
+    GRANTS_NAME,
+    LOCAL_NAME,
     ListFile,
     Sources,
     digest_of,
-    grants_file,
-    local_file,
+    files_beside,
+    own_files,
+    read_regular,
 )
-from squidkeeper.policy.presets import parse_preset
+from squidkeeper.policy.presets import parse_preset, read_preset
 from squidkeeper.policy.published.places import (
     LIST_SUFFIX,
     LISTS,
@@ -71,6 +79,28 @@ class InForce:
     ended: frozenset[str]
     gated: bool = False
     ungranted: str = ""
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What a stored revision consists of: the digests of its files, by their names;
+    those of its lists, by their paths.
+    """
+
+    directory: str
+    documents: dict[str, str]
+    lists: dict[str, str | None]
+    granted: str | None = None
+    local: str | None = None
+    presets: dict[str, str] = {}
+    ended: frozenset[str] = frozenset()
+    gated: bool = False
+    ungranted: str = ""
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The digests of the files beside the directory."""
+        beside = {GRANTS_NAME: self.granted, LOCAL_NAME: self.local}
+        return {name: digest for name, digest in beside.items() if digest}
 
 
 class RevisionWriter:
@@ -142,17 +172,39 @@ def revision_in_force(folder: Path) -> InForce | None:
         revision = (marked_in_force(folder) or ("",))[0]
         if not _REVISION.fullmatch(revision):
             return None
-        raw = json.loads(
-            read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE)
+        manifest = _read_manifest(folder / revision)
+        return InForce(
+            revision,
+            Path(manifest.directory),
+            manifest.ended,
+            manifest.gated,
+            manifest.ungranted,
         )
-        gated = raw.get("gated", False) is True
-        ended, ungranted = (
-            frozenset(raw.get("ended", ())),
-            str(raw.get("ungranted", "")),
-        )
-        return InForce(revision, Path(raw["directory"]), ended, gated, ungranted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError:
         return None
+
+
+def lists_if_on_disk(folder: Path, revision: str) -> tuple[Path, ...] | None:
+    """Return the lists of a stored revision where the files of the policy are still
+    those of it, to the byte; else None.
+    """
+    try:
+        stored = _read_manifest(folder / revision)
+        directory = Path(stored.directory)
+        is_same = (
+            stored.documents == _digests_on_disk(own_files(directory))
+            and stored.beside == _digests_on_disk(files_beside(directory))
+            and stored.lists == {path: list_digest(Path(path)) for path in stored.lists}
+            and stored.presets
+            == _digests({name: read_preset(name) for name in stored.presets})
+        )
+    except OSError:
+        return None
+    return tuple(map(Path, stored.lists)) if is_same else None
+
+
+def _digests_on_disk(files: Iterable[Path]) -> dict[str, str]:
+    return {path.name: digest_of(read_regular(path)) for path in files}
 
 
 def store_revision(
@@ -189,41 +241,49 @@ def read_revision(folder: Path, revision: str) -> Sources:
         raise FileNotFoundError(errno.ENOENT, "no revision has such a name", revision)
     place = folder / revision
     try:
-        raw = json.loads(read_untrusted(place / _MANIFEST, _BYTES_OF_A_FILE))
-        directory = Path(raw["directory"])
+        stored = _read_manifest(place)
+        directory = Path(stored.directory)
         documents = tuple(
             _read_document(place / _DOCUMENTS / name, directory / name, digest)
-            for name, digest in raw["documents"].items()
+            for name, digest in stored.documents.items()
         )
-        digest = raw.get("granted")
-        granted = (
-            None
-            if digest is None
-            else _read_document(place / _GRANTED, grants_file(directory), digest)
-        )
-        digest = raw.get("local")
-        local = (
-            None
-            if digest is None
-            else _read_document(place / _LOCAL, local_file(directory), digest)
-        )
+        beside = {
+            name: _read_document(place / name, directory.parent / name, digest)
+            for name, digest in stored.beside.items()
+        }
         presets = {
             name: parse_preset(name, _read(place / _PRESETS / name, digest))
-            for name, digest in raw.get("presets", {}).items()
+            for name, digest in stored.presets.items()
         }
-        lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OSError(
-            errno.EIO, "this revision is not stored completely", str(place)
-        ) from error
+        lists = {Path(path): ListFile(digest) for path, digest in stored.lists.items()}
+    except ValueError as error:
+        raise _incomplete(place) from error
     read = Sources(
-        directory, documents, lists, {}, presets=presets, granted=granted, local=local
+        directory,
+        documents,
+        lists,
+        {},
+        presets=presets,
+        granted=beside.get(GRANTS_NAME),
+        local=beside.get(LOCAL_NAME),
     )
     secrets = {
         path: SecretFile()
         for *_, path in file_entries(read.with_local, "secrets", "canaries")
     }
     return replace(read, secrets=secrets)
+
+
+def _read_manifest(place: Path) -> _Manifest:
+    content = read_untrusted(place / _MANIFEST, _BYTES_OF_A_FILE)
+    try:
+        return msgspec.json.decode(content, type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _incomplete(place) from error
+
+
+def _incomplete(place: Path) -> OSError:
+    return OSError(errno.EIO, "this revision is not stored completely", str(place))
 
 
 def compiled_lists(folder: Path, revision: str) -> Path:
@@ -265,7 +325,7 @@ def _is_complete(place: Path, sources: Sources) -> bool:
     empty.
     """
     try:
-        documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
+        stored = _read_manifest(place)
         contents = [
             (place / _DOCUMENTS / document.path.name).read_bytes()
             for document in sources.documents
@@ -273,7 +333,7 @@ def _is_complete(place: Path, sources: Sources) -> bool:
         contents += [(place / _PRESETS / name).read_bytes() for name in sources.presets]
         contents += [(place / name).read_bytes() for name, _ in _beside(sources)]
         lists = [(place / LISTS / name).stat().st_size for name in _list_names(sources)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return False
     beside = (document for _, document in _beside(sources))
     expected = [
@@ -281,27 +341,26 @@ def _is_complete(place: Path, sources: Sources) -> bool:
         for document in (*sources.documents, *sources.presets.values(), *beside)
     ]
     return (
-        documents == _digests(_documents(sources))
+        stored.documents == _digests(_documents(sources))
         and contents == expected
         and all(lists)
     )
 
 
-def _manifest(sources: Sources) -> str:
-    raw = {
-        "directory": str(sources.directory.absolute()),
-        "documents": _digests(_documents(sources)),
-        "granted": digest_of(sources.granted.content) if sources.granted else None,
-        "local": digest_of(sources.local.content) if sources.local else None,
-        "ungranted": sources.revision_without_granted,
-        "presets": _digests(sources.presets),
-        "ended": sorted(sources.ended),
-        "gated": sources.gated,
-        "lists": {
-            str(path.absolute()): file.digest for path, file in sources.lists.items()
-        },
-    }
-    return json.dumps(raw, indent=2)
+def _manifest(sources: Sources) -> bytes:
+    lists, beside = sources.lists.items(), _digests(dict(_beside(sources)))
+    manifest = _Manifest(
+        directory=str(sources.directory.absolute()),
+        documents=_digests(_documents(sources)),
+        lists={str(path.absolute()): file.digest for path, file in lists},
+        granted=beside.get(GRANTS_NAME),
+        local=beside.get(LOCAL_NAME),
+        presets=_digests(sources.presets),
+        ended=sources.ended,
+        gated=sources.gated,
+        ungranted=sources.revision_without_granted,
+    )
+    return msgspec.json.encode(manifest)
 
 
 def _documents(sources: Sources) -> dict[str, Document]:
@@ -309,7 +368,7 @@ def _documents(sources: Sources) -> dict[str, Document]:
 
 
 def _beside(sources: Sources) -> Iterator[tuple[str, Document]]:
-    beside = ((_GRANTED, sources.granted), (_LOCAL, sources.local))
+    beside = ((GRANTS_NAME, sources.granted), (LOCAL_NAME, sources.local))
     return ((name, document) for name, document in beside if document is not None)
 
 
@@ -343,7 +402,7 @@ def _write(
             place / LISTS,
             [*(before / LISTS for before in earlier), list_cache],
         )
-    (place / _MANIFEST).write_text(_manifest(sources))
+    (place / _MANIFEST).write_bytes(_manifest(sources))
 
 
 def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
@@ -456,11 +515,8 @@ def _prune(folder: Path, newest: str) -> None:
 def _edit_of(folder: Path, revision: str) -> str:
     """Name what a revision is without its grants; one that cannot be read is itself."""
     try:
-        raw = json.loads(
-            read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE)
-        )
-        return str(raw["ungranted"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return _read_manifest(folder / revision).ungranted
+    except OSError:
         return revision
 
 
@@ -481,8 +537,6 @@ _MANIFEST = "sources.json"
 _BYTES_OF_A_FILE = 16 << 20  # as of a policy file
 _DOCUMENTS = "policy"
 _PRESETS = "presets"
-_GRANTED = "grants.yaml"
-_LOCAL = "local.yaml"
 _UNFINISHED_SECONDS = 3600
 _PUBLISHED_AT_MOST = 5  # requests under way name an older one
 _REVISIONS_AT_MOST = 50  # of edits, and of grants

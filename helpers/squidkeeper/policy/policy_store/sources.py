@@ -98,7 +98,7 @@ class Sources:
             (document.path, digest_of(document.content)) for document in self.documents
         ]
         named = [(self._relative(path), content) for path, content in contents]
-        beside = ((_GRANTS_NAME, granted), (_LOCAL_NAME, self.local))
+        beside = ((GRANTS_NAME, granted), (LOCAL_NAME, self.local))
         named += [
             (f"../{name}", digest_of(document.content))
             for name, document in beside
@@ -142,8 +142,8 @@ def read_sources(
     """
     before = fingerprint(directory)
     around = beside or _around(directory)
-    granted, granted_faults = _read_granted(around / _GRANTS_NAME)
-    local, local_faults = _read_beside(around / _LOCAL_NAME)
+    granted, granted_faults = _read_granted(around / GRANTS_NAME)
+    local, local_faults = _read_beside(around / LOCAL_NAME)
     is_others = local is not None or bool(local_faults)
     documents, faults = _read_documents(directory, is_others=is_others)
     presets, preset_faults = _read_presets(documents)
@@ -241,18 +241,23 @@ def policy_file_names(directory: Path) -> list[str]:
 
     They are texts: a `Path` for each of 2,000 files costs more than to read its state.
     """
-    beside = (str(grants_file(directory)), str(local_file(directory)))
-    return [*_own_file_names(directory), *filter(os.path.lexists, beside)]
+    return [*_own_file_names(directory), *map(str, files_beside(directory))]
+
+
+def files_beside(directory: Path) -> list[Path]:
+    """List the policy's files beside its directory, where they are."""
+    beside = (grants_file(directory), local_file(directory))
+    return [path for path in beside if os.path.lexists(path)]
 
 
 def grants_file(directory: Path) -> Path:
     """Name the file beside a policy directory that holds what commands grant."""
-    return _around(directory) / _GRANTS_NAME
+    return _around(directory) / GRANTS_NAME
 
 
 def local_file(directory: Path) -> Path:
     """Name the file beside a policy directory that holds the local setup."""
-    return _around(directory) / _LOCAL_NAME
+    return _around(directory) / LOCAL_NAME
 
 
 def _around(directory: Path) -> Path:
@@ -364,7 +369,7 @@ def _read_granted(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
 
 def _read_document(path: Path) -> Document | Fault:
     try:
-        content = _read_regular(path)
+        content = read_regular(path)
     except OSError as error:
         problem = file_problem(error)
         return Fault(
@@ -375,7 +380,7 @@ def _read_document(path: Path) -> Document | Fault:
     return parse_document(path, content)
 
 
-def _read_regular(path: Path) -> bytes:
+def read_regular(path: Path) -> bytes:
     """Read a regular file of bounded size; anything else is an OSError (and never a
     wait, as for a FIFO).
     """
@@ -451,8 +456,8 @@ def _account() -> str:
 _POLICY_BYTES_AT_MOST = 16 << 20
 _OUTSIDE_REASON = "it is not in the policy's folder, whose writers name no other file beside a local setup"
 _OUTSIDE = ListFile(None, FileProblem(FaultCode.LOCAL_ONLY, _OUTSIDE_REASON))
-_GRANTS_NAME = "grants.yaml"
-_LOCAL_NAME = "local.yaml"
+GRANTS_NAME = "grants.yaml"
+LOCAL_NAME = "local.yaml"
 _KEYS_OF_GRANTS = ("version", "grants")
 _REVISION_DIGITS = 12
 _HOT_NANOSECONDS = (
