@@ -1206,6 +1206,32 @@ def test_a_helper_that_hangs_is_found(
     } == {"it neither answers nor works for 0 s"}
 
 
+def test_what_a_helper_has_started_ends_with_it_and_leaves_nothing(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the publisher, which would write on while its folder is removed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    writing = tmp_path / "squidkeeper"
+    writing.write_text(
+        f"""#!{sys.executable}
+import os, sys
+from pathlib import Path
+if "--state" in sys.argv and os.fork() == 0:
+    os.close(1)
+    folder = Path(sys.argv[sys.argv.index("--state") + 1], "revisions")
+    for number in range(10**6):
+        Path(folder, str(number % 100)).mkdir(parents=True, exist_ok=True)
+print("OK")
+"""
+    )
+    writing.chmod(0o755)
+    for path in (layout.conf, layout.fragment):
+        edit(path, f"{layout.program}", f"{writing}")
+    inspection = replace(inspect(layout), account=None)
+    assert found("helper-silent", inspection) == []
+    assert not [*tmp_path.glob("squidkeeper-doctor-*")]
+
+
 def test_a_helper_that_works_for_long_before_it_answers_is_not_found(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -651,7 +651,9 @@ class AskedHelper:
 def _silent_helpers(seen: Inspection) -> Iterator[Found]:
     helpers = [*_helpers(seen)]
     with (
-        tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder,
+        tempfile.TemporaryDirectory(
+            prefix="squidkeeper-doctor-", ignore_cleanup_errors=True
+        ) as folder,
         ThreadPoolExecutor() as pool,
     ):
         if seen.account and seen.is_root:
@@ -732,7 +734,8 @@ def _values(format_: Sequence[str]) -> str:
 def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
     """Ask a helper; give what is wrong with it.
 
-    The end of its input ends it, once it has answered.
+    The end of its input ends it, once it has answered. The publisher that it has
+    started is ended with it, since it would write on.
     """
     pairs = zip(("", *helper.command), helper.command, strict=False)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -741,6 +744,7 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
             [folder if before == "--state" else word for before, word in pairs],
             **pipes,
             **_started_as(account),
+            start_new_session=True,
         )
     except OSError as error:
         return f"it cannot be started ({error.strerror})"
@@ -750,7 +754,8 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
         except subprocess.TimeoutExpired:
             return f"it neither answers nor works for {_IDLE_SECONDS:.0f} s"
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return (
         ""
         if answer.strip()
