@@ -2,6 +2,7 @@
 under load.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,20 +57,32 @@ def exported(gateway: Gateway, port: int) -> Iterator[Exporter]:
 
 @pytest.mark.long
 def test_the_state_folder_full(new_gateway: NewGateway, origins: Origins) -> None:
+    """The publisher speaks in the log of who has started it: Squid's or the
+    exporter's.
+    """
     gateway = prepared(new_gateway(POLICY))
     state = gateway.root / "state"
+    log = gateway.root / "log/exporter.txt"
+    edit = POLICY + "# edited: a revision to keep\n"
+    keeps_out = {"disk-full", "policy-not-published"}
     with (
         small_disk(state, 8),
         exported(gateway.start(), 9131) as exporter,
         under_load(gateway, origins) as load,
     ):
         with full(state):
-            gateway.write("policy.yaml", POLICY + "# edited: a revision to keep\n")
+            before = os.readlink(state / "revisions/in-force")
+            gateway.write("policy.yaml", edit)
             wait_for(
-                lambda: "cannot be published" in gateway.cache_log(),
+                lambda: "cannot be published" in gateway.cache_log() + log.read_text(),
                 "the operator to be told",
             )
+            wait_for(lambda: keeps_out <= exporter.conditions(), "the conditions")
             load.at_least(60)
+            assert os.readlink(state / "revisions/in-force") == before
+        wait_for(
+            lambda: os.readlink(state / "revisions/in-force") != before, "the edit"
+        )
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
