@@ -76,6 +76,7 @@ from squidkeeper.serving.squid_conf import Macros, Problem, SquidConf, read_squi
 from squidkeeper.serving.squid_crashes import note_crash
 from tests.documents.code_tables import render
 from tests.ports import free_port
+from tests.records import record_line
 from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
 
@@ -1784,9 +1785,27 @@ def test_the_conditions_of_the_exporter_are_checks_too() -> None:
         "access-log-behind",
         "model-without-price",
         "quota-nearly-used",
-        "requests-failing",
         "state-not-writable",
     }
+
+
+def test_requests_that_fail_are_found_in_the_last_of_the_access_log(
+    layout: Layout,
+) -> None:
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    good, failed = (
+        record_line(time=at, verdict="allow", status=status) + b"\n"
+        for status in (200, 503)
+    )
+    layout.access_log.write_bytes(failed * 4_000 + good * 4_000)
+    assert found("requests-failing", inspect(layout)) == []
+    with layout.access_log.open("ab") as log:
+        log.write(b"torn" + failed * 150)
+    detail = "149 of the last 200 that were allowed"
+    assert found("requests-failing", inspect(layout)) == [Found(detail)]
+    layout.access_log.unlink()
+    os.mkfifo(layout.access_log)
+    assert found("requests-failing", inspect(layout)) == []
 
 
 def test_a_crash_that_is_over_does_not_keep_a_gateway_drained(layout: Layout) -> None:

@@ -38,6 +38,7 @@ from squidkeeper.services.exporter.certificate import (
 )
 from squidkeeper.services.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.services.exporter.conditions import Severity
+from squidkeeper.services.exporter.recent import last_answers
 from squidkeeper.services.exporter.snapshot import (
     GatewayPlace,
     LogView,
@@ -243,7 +244,11 @@ def _view(
             fetched=layout.secrets,
             fragment_file=layout.fragment,
         ),
-        log=LogView(_checkpoint(layout), os.access(layout.access_log, os.R_OK)),
+        log=LogView(
+            _checkpoint(layout),
+            os.access(layout.access_log, os.R_OK),
+            answers=last_answers(layout.access_log),
+        ),
         policies=PolicyView(
             read.policy,
             read.state,

@@ -44,7 +44,7 @@ from squidkeeper.policy.policy_store.sources import (
     digest_of,
     files_beside,
     own_files,
-    read_regular,
+    read_policy_file,
 )
 from squidkeeper.policy.presets import parse_preset, read_preset
 from squidkeeper.policy.published.places import (
@@ -204,7 +204,7 @@ def lists_if_on_disk(folder: Path, revision: str) -> tuple[Path, ...] | None:
 
 
 def _digests_on_disk(files: Iterable[Path]) -> dict[str, str]:
-    return {path.name: digest_of(read_regular(path)) for path in files}
+    return {path.name: digest_of(read_policy_file(path)) for path in files}
 
 
 def store_revision(

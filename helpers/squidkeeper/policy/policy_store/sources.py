@@ -369,7 +369,7 @@ def _read_granted(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
 
 def _read_document(path: Path) -> Document | Fault:
     try:
-        content = read_regular(path)
+        content = read_policy_file(path)
     except OSError as error:
         problem = file_problem(error)
         return Fault(
@@ -380,7 +380,7 @@ def _read_document(path: Path) -> Document | Fault:
     return parse_document(path, content)
 
 
-def read_regular(path: Path) -> bytes:
+def read_policy_file(path: Path) -> bytes:
     """Read a regular file of bounded size; anything else is an OSError (and never a
     wait, as for a FIFO).
     """

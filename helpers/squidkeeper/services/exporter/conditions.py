@@ -757,7 +757,6 @@ _warning("denial-surge", "0m", "A client is denied far more often than usual")(N
     "Run `squidkeeper why --last 5m`, which tells the causes. Do the gateway's DNS (`dig @127.53.53.53 NAME`)"
     " and the parent proxies answer? squidkeeper.d/upstreams.conf has those of `upstreams` and of `install.sh"
     " --upstream`.",
-    only_exporter=True,
 )
 def _requests_failing(view: Snapshot) -> Iterator[str]:
     since = format_time(view.at - LAST_MINUTES)

@@ -3,18 +3,24 @@
 A checkpoint saves denials and findings.
 """
 
+import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple
 
+from squidkeeper.base.errors import InvalidRecord
+from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.record import (
     NONE,
     Record,
     decode_field,
+    parse_record,
     redacted_url,
     truncate,
 )
@@ -29,6 +35,7 @@ from squidkeeper.record.why.causes import SERVER_ERROR
 
 DENIALS_LIMIT: Final = 50
 ANSWERS_LIMIT: Final = 200
+_TAIL_BYTES: Final = 1 << 20
 _DenialKey = tuple[str | None, ...]
 _CONNECTS_LIMIT: Final = 1_000  # that wait for the request inside
 
@@ -104,6 +111,17 @@ class RecentAnswers:
     def newest(self) -> tuple[RecentAnswer, ...]:
         """List the answers, the oldest first."""
         return tuple(self._answers)
+
+
+def last_answers(access_log: Path) -> tuple[RecentAnswer, ...]:
+    """Read the last answers of an access log, from its last megabyte."""
+    answers = RecentAnswers()
+    with suppress(OSError), open_untrusted(access_log) as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        for line in log.read(_TAIL_BYTES).splitlines():
+            with suppress(InvalidRecord):  # such as the first one, which is cut
+                answers.add(parse_record(line))
+    return answers.newest()
 
 
 class RecentDenials:
