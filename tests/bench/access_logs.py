@@ -38,7 +38,7 @@ LINE = (
     '"upstream_ms":"{upstream_ms}","error":"{error}","user_agent":"{agent}","squid":"{squid}",'
     '"connection":"{connection}","tls_error":"-","cut":"-","hidden":"-","request_id":"{request_id}","found":"-",'
     '"request_bytes":{sent},"client_port":"{port}","content_type":"{type}","referrer":"-","observed":"-",'
-    '"gateway":"gateway-1","worker":"1","page":"-"}}\n'
+    '"gateway":"gateway-1","worker":"1","page":"-","error_detail":"-"}}\n'
 )
 TYPES = ("application%2Fjson", "text%2Fhtml", "application%2Foctet-stream")
 NOTHING = {

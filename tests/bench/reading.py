@@ -8,7 +8,8 @@ and memory.
 Each case is a command and a log. In the log of a replay, three of ten requests are
 different questions, or all are; its edit closes a domain, a beginning of paths, or a
 form of paths that only the whole URL tells. --archive reads the archive of the log, not
-its lines. --before is a worktree of the revision to compare with, whose .venv has that
+its lines. `log --by host` of lines is set beside DuckDB's own group-by of the same
+columns. --before is a worktree of the revision to compare with, whose .venv has that
 squidkeeper: it reads the lines. The commands of a round run one after the other, and a
 ratio is taken within a round; medians of the rounds.
 """
@@ -40,6 +41,7 @@ from command import (  # type: ignore[import-not-found]
 from squidkeeper.policy.policy_store.loading import load_sources
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.record.table.database import spare_threads
 
 NEW = str(Path(sys.executable).with_name("squidkeeper"))
 HOSTS = "hosts: [.example.com, .pypi.example, .github.example, .corp.example]"
@@ -51,7 +53,27 @@ EDITS = {  # what decides about a request → the rule above, which is new
     "the beginning of the path": f"{{name: new, action: deny, {HOSTS}, paths: [/repos/**]}}",
     "the whole URL": f"{{name: new, action: deny, {HOSTS}, paths: ['/**/*f']}}",
 }
+BY_HOST_CASE = "log --by host"
 SHARES = {"3 of 10": 0.3, "all": None}
+# what `log --by host` counts, of the same log, without a check of any line
+OWN = """
+import sys
+
+import duckdb
+
+COLUMNS = {
+    **dict.fromkeys(("time", "method", "url", "verdict", "squid"), "VARCHAR"),
+    "bytes": "BIGINT",
+}
+duckdb.connect(config={"threads": max(1, int(sys.argv[2]))}).sql(
+    "SELECT regexp_extract(url, '^(?:[a-z]+://)?([^/:]+)', 1) AS host, count(*) AS n,"
+    " count(*) FILTER (verdict = 'deny'), sum(bytes), max(time), count(*) FILTER"
+    " (method = 'CONNECT' AND verdict = 'allow' AND NOT starts_with(squid, 'TCP_T'))"
+    f" FROM read_json($file, format = 'newline_delimited', columns = {COLUMNS})"
+    " GROUP BY host ORDER BY n DESC",
+    params={"file": sys.argv[1]},
+).fetchall()
+"""
 QUESTIONS_IN_LINES = 0.7  # the others are CONNECTs of opened tunnels
 
 
@@ -79,7 +101,7 @@ class Cost:
 
 CASES = (
     Case("report", ("report", "--json")),
-    Case("log --by host", ("log", "--by", "host")),
+    Case(BY_HOST_CASE, ("log", "--by", "host")),
     Case("log --drift, the host decides", ("log", "--drift")),
     Case("log --drift, the URL decides", ("log", "--drift"), BY_URL),
     *(
@@ -166,11 +188,14 @@ def measure(
                 NEW,
                 *([str(before.resolve() / ".venv/bin/squidkeeper")] if before else []),
             ]
-            costs = []
+            own = [sys.executable, "-c", OWN, files[0], str(spare_threads())]
+            has_own = case.name == BY_HOST_CASE and not archived
+            costs, own_costs = [], []
             for round_ in range(rounds):
                 show(round_ + 1, rounds, case.name)
                 costs.append([cost([program, *command]) for program in programs])
-            yield case, row_of(costs)
+                own_costs += [cost(own)] if has_own else []
+            yield case, row_of(costs) | beside_own(costs, own_costs)
 
 
 def write_case(place: Path, case: Case, number: int, *, archived: bool) -> None:
@@ -247,6 +272,20 @@ def row_of(rounds: Sequence[Sequence[Cost]]) -> dict[str, str]:
         )
         row["ratio"] = f"{spread(clock)}; processor {written(processor)}"
     return row
+
+
+def beside_own(rounds: Sequence[Sequence[Cost]], own: Sequence[Cost]) -> dict[str, str]:
+    """Write what DuckDB's own group-by cost, and how many times its processor time the
+    command took.
+    """
+    times = [
+        costs[0].processor_seconds / beside.processor_seconds
+        for costs, beside in zip(rounds, own, strict=bool(own))
+    ]
+    return {
+        "DuckDB's own": cell(own) if own else "–",
+        "times its processor": spread(times) if own else "–",
+    }
 
 
 def cell(costs: Sequence[Cost]) -> str:
