@@ -50,8 +50,12 @@ def records_in(table: Table, view: str = "records") -> list[Record]:
 
 
 def as_columns(record: Record) -> Record:
-    """Return a record as columns hold it: its time in UTC, to the millisecond."""
-    return msgspec.structs.replace(record, time=format_time(time_of(record)))
+    """Return a record as columns hold it: its time in UTC, to the millisecond, and its
+    status in 64 bits.
+    """
+    return msgspec.structs.replace(
+        record, time=format_time(time_of(record)), status=min(record.status, 2**63 - 1)
+    )
 
 
 def written(folder: Path, lines: Iterable[bytes], name: str = "access.log") -> Path:
@@ -208,6 +212,17 @@ SPOILT: Sequence[Callable[[bytes], bytes]] = (
     lambda line: line.replace(b"}", b",}"),
     lambda line: b"[" + line + b"]",
     lambda line: line.replace(b'"-"', b'"' + b"x" * 5_000 + b'"', 1),
+    lambda line: line.replace(b'"-"', b'"' + b"x" * LINE_LIMIT + b'"', 1),
+    lambda line: line.replace(b'"-"', rb'"\ud800"', 1),
+    lambda line: line.replace(b'"-"', b"1e3", 1),
+    lambda line: line.replace(b'"-"', b'["-"]', 1),
+    lambda line: line.replace(b'"-"', b'{"v":1}', 1),
+    lambda line: line.replace(b'"status":', b'"status":1e400,"status":', 1),
+    lambda line: line.replace(b'"status":', b'"status":9' + b"9" * 40 + b',"x":', 1),
+    lambda line: line.replace(b'"rule":', b'"rule":1,"rule":', 1),
+    lambda line: line.replace(b'"rule":', b'"RULE":"x","rule":', 1),
+    lambda line: line[:-1] + b',"client":"10.9.9.9"}',
+    lambda line: line[: len(line) // 2],
 )
 LINES = st.one_of(
     records_as_json(),
