@@ -9,9 +9,9 @@ import pytest
 from squidkeeper.base.squid_counters import (
     FILE,
     SquidSample,
-    format_samples,
     read_samples,
     with_sample,
+    write_samples,
 )
 
 HOUR = 3600.0
@@ -41,7 +41,7 @@ def test_the_first_of_a_run_and_of_each_hour_and_the_last_are_kept() -> None:
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     samples = (sample(1.0, requests=5), sample(2.0, "two"))
-    (tmp_path / FILE).write_bytes(format_samples(samples))
+    write_samples(tmp_path, samples)
     assert read_samples(tmp_path) == samples
 
 

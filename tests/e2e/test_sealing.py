@@ -15,8 +15,8 @@ import pytest
 from squidkeeper.base.squid_counters import (
     FILE,
     SquidSample,
-    format_samples,
     read_samples,
+    write_samples,
 )
 from squidkeeper.record.chain.keys import ArchiveKey
 from squidkeeper.record.log.record import parse_record
@@ -59,7 +59,7 @@ def lines(gateway: Gateway, all_origins: Origins) -> list[bytes]:
         shifted(before, -3),
         shifted(after, 3),
     )
-    (gateway.root / "state" / FILE).write_bytes(format_samples(samples))
+    write_samples(gateway.root / "state", samples)
     logged = (gateway.root / "log/access.log").read_bytes().splitlines(keepends=True)
     return [*logged, a_minute_later(logged[-1])]
 

@@ -65,9 +65,10 @@ from squidkeeper.services.exporter.stopped_watchdog import StoppedWatchdog
 from squidkeeper.services.maintenance.process import MaintenanceStatus
 from squidkeeper.serving.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.serving.credentials.fetch_status import (
+    FetchReport,
     FetchStatus,
     SecretStatus,
-    format_fetch_report,
+    fetch_status_file,
 )
 from squidkeeper.serving.drained import drain
 from squidkeeper.serving.parts import Part, needed_keys
@@ -974,8 +975,8 @@ def test_secrets_that_nothing_fetches_are_found_where_it_is_meant_to_run(
         assert [
             case.detail.count("give-token") for case in made["secret-unavailable"]
         ] == [0]
-    (layout.secrets / "status.json").write_bytes(
-        format_fetch_report({"token": SecretStatus("command")}, "")
+    fetch_status_file(layout.secrets).write(
+        FetchReport({"token": SecretStatus("command")})
     )
     # it runs, and has not fetched it
     assert len(found("secret-unavailable", inspect(layout))) == 2

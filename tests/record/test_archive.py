@@ -26,7 +26,7 @@ from click.testing import CliRunner
 
 from squidkeeper.base.errors import ArchiveInUse
 from squidkeeper.base.rotated_logs import rotated
-from squidkeeper.base.squid_counters import SquidSample, format_samples
+from squidkeeper.base.squid_counters import SquidSample, write_samples
 from squidkeeper.cli import main
 from squidkeeper.record.archive import archiver
 from squidkeeper.record.archive.archiver import Archiver, RunReport
@@ -791,7 +791,7 @@ def test_a_sealed_run_takes_squids_counter_along_and_tells_the_head(
     write_log(logs / "access.log.2", [b"no record"])
     sampled = datetime.fromisoformat(f"{DAY}T10:00:01Z").timestamp()
     sample = SquidSample(run="1", asked=sampled, answered=sampled, requests=2)
-    (tmp_path / "squid-runs.json").write_bytes(format_samples([sample]))
+    write_samples(tmp_path, (sample,))
     (tmp_path / "archive.key").write_bytes(ArchiveKey.new().pem)
     where = (
         "--access-log",

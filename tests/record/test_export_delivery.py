@@ -30,6 +30,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsServiceResponse,
 )
 
+from squidkeeper.base import atomic_write
 from squidkeeper.base.errors import DeliveryFailed, InvalidExport, StateInUse
 from squidkeeper.cli import main
 from squidkeeper.operate.demo.authority import Authority
@@ -457,7 +458,7 @@ def test_a_log_that_cannot_be_read_is_a_failure(
 # The file of an export
 
 
-def full(*_: object) -> None:
+def full(*_: object, **_more: object) -> None:
     # a write does not name the file
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -472,7 +473,7 @@ def test_an_export_whose_file_cannot_be_written_tries_again_and_names_it(
     out = tmp_path / "out.ndjson"
     gateway.write(3)
     with monkeypatch.context() as disk:
-        disk.setattr(export_status, "replace", full)
+        disk.setattr(atomic_write, "replace", full)
         start(f"file:{out}")
         message = (
             f"x: {gateway.state}/export/x.json: No space left on device: trying again"
@@ -494,7 +495,7 @@ def test_what_left_before_a_crash_counts_although_the_disk_is_full_then(
     with ExportStore(gateway.state, "x") as store:
         store.write(ExportState(unconfirmed=2))
     with monkeypatch.context() as disk:
-        disk.setattr(export_status, "replace", full)
+        disk.setattr(atomic_write, "replace", full)
         start(f"file:{tmp_path}/out")
         wait_for(lambda: "trying again" in caplog.text)
     gateway.wait_for_all()

@@ -1,6 +1,7 @@
 """Replacing a file that other processes read, also as a sign of life."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -40,12 +41,13 @@ class HeartbeatFile:
         self._file = file
         self._written = b""
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes, owner: tuple[int, int] | None = None) -> None:
         """Write the content or, where the file has it, only the time; OSError if the
         file cannot be written.
         """
-        if content == self._written and self._file.exists():
-            os.utime(self._file)
-            return
-        replace(self._file, content)
+        if content == self._written:
+            with suppress(OSError):
+                os.utime(self._file)
+                return
+        replace(self._file, content, owner=owner)
         self._written = content

@@ -7,17 +7,14 @@ lasts while its processes are the same: a worker that is started again counts fr
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from squidkeeper.base.deadline import shut, whole_exchange
-from squidkeeper.base.untrusted_file import read_untrusted
+from squidkeeper.base.status_file import StatusFile
 
 FILE: Final = "squid-runs.json"
 COUNTER: Final = "client_http.requests"
@@ -111,17 +108,16 @@ def read_samples(state: Path) -> tuple[SquidSample, ...]:
     """Read the samples, oldest first; none where there is no file, or one that is none
     of ours.
     """
-    try:
-        return msgspec.json.decode(
-            read_untrusted(state / FILE, _LONGEST), type=tuple[SquidSample, ...]
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return ()
+    return _samples_file(state).read() or ()
 
 
-def format_samples(samples: Iterable[SquidSample]) -> bytes:
-    """Format the content of the file: the newest samples."""
-    return msgspec.json.encode(tuple(samples)[-_KEPT:])
+def write_samples(state: Path, samples: tuple[SquidSample, ...]) -> None:
+    """Write the newest samples; OSError if that is impossible."""
+    _samples_file(state).write(samples[-_KEPT:])
+
+
+def _samples_file(state: Path) -> StatusFile[tuple[SquidSample, ...]]:
+    return StatusFile(state / FILE, tuple[SquidSample, ...], longest=_LONGEST)
 
 
 def with_sample(

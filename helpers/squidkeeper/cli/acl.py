@@ -48,8 +48,8 @@ def acl(
         answer_url,
     )
     from squidkeeper.serving.helpers.policy_helper import Lane, run
+    from squidkeeper.serving.last_asked import LastAsked
     from squidkeeper.serving.parts import Part
-    from squidkeeper.serving.squid_crashes import LastAsked
 
     if scope == HOST:
         last = LastAsked(state)

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-import msgspec
-
-from squidkeeper.base.untrusted_file import read_untrusted
+from squidkeeper.base.status_file import StatusFile
 
 FILE: Final = "status.json"
 DELETED: Final = "deleted-logs.json"
@@ -84,6 +82,16 @@ class DeletedLogs:
         return type(self)(self.files + 1, self.bytes + size, name, now)
 
 
+def archive_status_file(folder: Path) -> StatusFile[ArchiveStatus]:
+    """Return the file of the report in the folder of an archive."""
+    return StatusFile(folder / FILE, ArchiveStatus, longest=_LONGEST)
+
+
+def deleted_logs_file(state: Path) -> StatusFile[DeletedLogs]:
+    """Return the file of the note in the state folder."""
+    return StatusFile(state / DELETED, DeletedLogs)
+
+
 def read_archive_status(folder: Path) -> ArchiveStatus | None:
     """Read the report; None if there is no archive.
 
@@ -93,19 +101,9 @@ def read_archive_status(folder: Path) -> ArchiveStatus | None:
         made = folder.stat().st_mtime
     except OSError:
         return None
-    try:
-        return msgspec.json.decode(
-            read_untrusted(folder / FILE, _LONGEST), type=ArchiveStatus
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return ArchiveStatus(succeeded=made)
+    return archive_status_file(folder).read() or ArchiveStatus(succeeded=made)
 
 
 def read_deleted_logs(state: Path) -> DeletedLogs:
     """Read what was deleted; nothing if there is no note."""
-    try:
-        return msgspec.json.decode(
-            read_untrusted(state / DELETED, _LONGEST), type=DeletedLogs
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return DeletedLogs()
+    return deleted_logs_file(state).read() or DeletedLogs()

@@ -18,8 +18,8 @@ from typing import Final
 
 import msgspec
 
-from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import StateInUse
+from squidkeeper.base.status_file import StatusFile
 from squidkeeper.record.log.follower import Position
 
 FOLDER: Final = "export"  # in the state folder
@@ -77,14 +77,6 @@ class ExportStatus:
         return 0.0 if since is None else max(0.0, now - since)
 
 
-def parse_export_state(content: bytes) -> ExportState:
-    """Parse the content of a file; raise ValueError if it is not one of ours."""
-    try:
-        return msgspec.json.decode(content, type=ExportState)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from error
-
-
 def read_exports(state: Path, now: float) -> Mapping[str, ExportStatus]:
     """Read the file of each export, by its name; none if there is no folder.
 
@@ -99,14 +91,14 @@ def read_exports(state: Path, now: float) -> Mapping[str, ExportStatus]:
     return {name: status for name, status in found.items() if status}
 
 
-def _read(file: Path, now: float) -> ExportStatus | None:
-    try:
-        beat = file.stat().st_mtime
-        return ExportStatus(
-            abs(now - beat) <= PATIENCE_SECONDS, parse_export_state(file.read_bytes())
-        )
-    except (OSError, ValueError):
-        return None
+def _read(path: Path, now: float) -> ExportStatus | None:
+    file = _status_file(path)
+    state = file.read()
+    return None if state is None else ExportStatus(file.is_alive(now), state)
+
+
+def _status_file(path: Path) -> StatusFile[ExportState]:
+    return StatusFile(path, ExportState, patience_seconds=PATIENCE_SECONDS)
 
 
 class ExportStore:
@@ -119,6 +111,7 @@ class ExportStore:
         self.name = name
         self._folder = state_folder / FOLDER
         self._file = self._folder / f"{name}{SUFFIX}"
+        self._status = _status_file(self._file)
         self._lock: int | None = None
         self._written_at = 0.0
         self._on_disk: ExportState | None = None  # by this process
@@ -157,7 +150,7 @@ class ExportStore:
         """Replace the file; OSError, which names it, if it cannot be written."""
         if state != self._on_disk:
             try:
-                replace(self._file, msgspec.json.encode(state))
+                self._status.write(state)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self._file)) from error
             self._on_disk = state
@@ -184,7 +177,7 @@ class ExportStore:
 
     def _read(self) -> ExportState:
         try:
-            return parse_export_state(self._file.read_bytes())
+            return self._status.load()
         except FileNotFoundError:
             return ExportState()
         except ValueError as error:

@@ -1,16 +1,10 @@
 """What the last `squidkeeper doctor --deep` found, in a file of the state folder."""
 
 from dataclasses import dataclass
-from typing import Final
 
-import msgspec
-
-from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import call_as_owner
-from squidkeeper.base.untrusted_file import read_untrusted
-
-_LONGEST: Final = 65_536  # bytes of the file
+from squidkeeper.base.status_file import StatusFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +26,15 @@ class DeepResult:
 
 def read_deep_result(layout: Layout) -> DeepResult | None:
     """Read the last result; None where there is none, or one of another version."""
-    try:
-        return msgspec.json.decode(
-            read_untrusted(layout.deep_result, _LONGEST), type=DeepResult
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return _status_file(layout).read()
 
 
 def keep_deep_result(layout: Layout, result: DeepResult) -> None:
     """Write the result, as the account that owns the state folder; OSError where it
     cannot be written.
     """
-    text = msgspec.json.encode(result)
-    call_as_owner(layout.state, lambda: replace(layout.deep_result, text))
+    call_as_owner(layout.state, lambda: _status_file(layout).write(result))
+
+
+def _status_file(layout: Layout) -> StatusFile[DeepResult]:
+    return StatusFile(layout.deep_result, DeepResult)

@@ -19,8 +19,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Final
 
-import msgspec
-
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import (
     ArchiveFailed,
@@ -45,10 +43,10 @@ from squidkeeper.record.archive.retention import (
     remove_tombstoned,
 )
 from squidkeeper.record.archive_status import (
-    FILE,
     MOST_FILES,
     ArchiveStatus,
     FileOnDisk,
+    archive_status_file,
     read_archive_status,
 )
 from squidkeeper.record.chain.chain import (
@@ -362,7 +360,7 @@ class Archiver:
             # a full disk: the report that is there grows old, which the exporter
             # reports
             owner = (os.geteuid(), self._folder.stat().st_gid)
-            replace(self._folder / FILE, msgspec.json.encode(status), owner=owner)
+            archive_status_file(self._folder).write(status, owner)
 
 
 def _have_folder(folder: Path) -> None:

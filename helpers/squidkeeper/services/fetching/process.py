@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.atomic_write import HeartbeatFile
 from squidkeeper.policy.language.secret_sources import (
     NamedSecret,
     fetched_secrets,
@@ -25,7 +24,10 @@ from squidkeeper.policy.language.secret_sources import (
 from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.services.fetching.renewal import SUFFIX, FetchedSecret, Renewal
 from squidkeeper.serving.credentials import SecretStore
-from squidkeeper.serving.credentials.fetch_status import FILE, format_fetch_report
+from squidkeeper.serving.credentials.fetch_status import (
+    FetchReport,
+    fetch_status_file,
+)
 from squidkeeper.serving.credentials.fetched_values import (
     FOLDER,
     VALUE_SUFFIX,
@@ -97,7 +99,7 @@ class Fetching:
     def __init__(self, folder: Path, commands: Path) -> None:
         self._folder = folder
         self._commands = commands
-        self._report = HeartbeatFile(folder / FILE)
+        self._report = fetch_status_file(folder)
         self._report_at = 0.0
         self._seen: Secrets | None = None
         self._names: dict[str, str] = {}  # of the policy in force: the key by the name
@@ -167,7 +169,7 @@ class Fetching:
         statuses = {
             name: self._renewals[key][0].status for name, key in self._names.items()
         }
-        self._report.write(format_fetch_report(statuses, problem))
+        self._report.write(FetchReport(statuses, problem))
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

@@ -14,10 +14,8 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Final, NoReturn, Protocol
 
-import msgspec
-
-from squidkeeper.base.atomic_write import HeartbeatFile
 from squidkeeper.base.errors import SquidkeeperError
+from squidkeeper.base.status_file import StatusFile
 
 FILE: Final = "maintenance.json"
 PATIENCE_SECONDS: Final = 10.0  # it checks its tasks once a second
@@ -46,13 +44,15 @@ def read_maintenance_status(state: Path, now: float) -> MaintenanceStatus:
 
     `now` is in seconds since 1970.
     """
-    file = state / FILE
-    try:
-        beat = file.stat().st_mtime
-        failures = msgspec.json.decode(file.read_bytes(), type=dict[str, str])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    file = _status_file(state)
+    failures = file.read()
+    if failures is None:
         return NOT_RUNNING
-    return MaintenanceStatus(abs(now - beat) <= PATIENCE_SECONDS, failures)
+    return MaintenanceStatus(file.is_alive(now), failures)
+
+
+def _status_file(state: Path) -> StatusFile[dict[str, str]]:
+    return StatusFile(state / FILE, dict[str, str], patience_seconds=PATIENCE_SECONDS)
 
 
 _INTERVAL_SECONDS: Final = 1.0
@@ -87,7 +87,7 @@ class TaskRunner:
 
     def __init__(self, tasks: Sequence[Task], state: Path) -> None:
         self._tasks = tasks
-        self._heartbeat = HeartbeatFile(state / FILE)
+        self._heartbeat = _status_file(state)
         self._failures = {task.name: "" for task in tasks}
         self._heartbeat_failure = ""
 
@@ -100,7 +100,7 @@ class TaskRunner:
             self._failures[task.name] = _checked(
                 task.name, task.check, self._failures[task.name]
             )
-        report = partial(self._heartbeat.write, msgspec.json.encode(self._failures))
+        report = partial(self._heartbeat.write, self._failures)
         self._heartbeat_failure = _checked("heartbeat", report, self._heartbeat_failure)
 
 

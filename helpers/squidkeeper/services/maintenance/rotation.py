@@ -18,12 +18,9 @@ from pathlib import Path
 from signal import SIGUSR1
 from typing import Final
 
-import msgspec
-
-from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.rotated_logs import next_name, rotated, written_until
 from squidkeeper.record.archive_status import (
-    DELETED,
+    deleted_logs_file,
     read_archive_status,
     read_deleted_logs,
 )
@@ -184,7 +181,7 @@ class Rotation:
             total = read_deleted_logs(self._state).plus(
                 log.file.name, log.size, time.time()
             )
-            replace(self._state / DELETED, msgspec.json.encode(total))
+            deleted_logs_file(self._state).write(total)
 
 
 def _attempt(action: Callable[[], None]) -> list[OSError]:

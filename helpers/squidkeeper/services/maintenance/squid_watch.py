@@ -14,16 +14,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
-from squidkeeper.base.atomic_write import replace as replace_file
 from squidkeeper.base.formatting import printable
 from squidkeeper.base.squid_counters import (
     COUNTER,
-    FILE,
     SquidSample,
-    format_samples,
     read_counters,
     read_samples,
     with_sample,
+    write_samples,
 )
 from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.services.maintenance.squid_process import SquidProcess, SquidRun
@@ -173,7 +171,7 @@ class SquidSampler:
             sample = self.sample()
             if sample:
                 samples = with_sample(read_samples(self._state), sample)
-                replace_file(self._state / FILE, format_samples(samples))
+                write_samples(self._state, samples)
         except OSError as error:
             self._failure = error
 

@@ -13,9 +13,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from squidkeeper.base.atomic_write import replace as write_file
 from squidkeeper.base.errors import PatternError, PullFailed
-from squidkeeper.base.untrusted_file import read_regular, read_untrusted
+from squidkeeper.base.status_file import StatusFile
+from squidkeeper.base.untrusted_file import read_regular
 from squidkeeper.policy.language.secret_sources import parse_period
 
 SETTINGS: Final = "pull.yaml"  # beside the policy's folder
@@ -215,7 +215,6 @@ def _check(pattern: re.Pattern[str], text: str, expected: str) -> None:
 
 FILE: Final = "status.json"
 CURRENT: Final = "current"  # the link to the version in place
-_LONGEST: Final = 1 << 16
 # The account that writes the report reads what strangers send: what it holds is bounded
 # for pages and metrics.
 _Seconds = Annotated[float, Meta(ge=0, le=1e11)]
@@ -255,12 +254,7 @@ def read_pull_status(folder: Path) -> PullStatus | None:
     """Read the report; None if there is none: the policy is not pulled, or has not been
     yet.
     """
-    try:
-        return msgspec.json.decode(
-            read_untrusted(folder / FILE, _LONGEST), type=PullStatus
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return _status_file(folder).read()
 
 
 def patience_seconds(status: PullStatus) -> float:
@@ -272,4 +266,8 @@ def patience_seconds(status: PullStatus) -> float:
 
 def write_pull_status(folder: Path, status: PullStatus) -> None:
     """Write the report; OSError if that is impossible."""
-    write_file(folder / FILE, msgspec.json.encode(status))
+    _status_file(folder).write(status)
+
+
+def _status_file(folder: Path) -> StatusFile[PullStatus]:
+    return StatusFile(folder / FILE, PullStatus)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from squidkeeper.base.status_file import StatusFile
 
 FILE: Final = "status.json"
 PATIENCE_SECONDS: Final = 10.0  # it is written once a second
+_LONGEST: Final = 16 * 1024 * 1024  # bytes: thousands of secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +60,27 @@ class FetchStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class _Report:
+class FetchReport:
     """The content of the file."""
 
     secrets: dict[str, SecretStatus]
     problem: str = ""
 
 
-def format_fetch_report(secrets: Mapping[str, SecretStatus], problem: str) -> bytes:
-    """Make the content of the file."""
-    return msgspec.json.encode(_Report(dict(secrets), problem))
+def fetch_status_file(folder: Path) -> StatusFile[FetchReport]:
+    """Return the file in the folder `secrets` of the run folder."""
+    return StatusFile(
+        folder / FILE,
+        FetchReport,
+        patience_seconds=PATIENCE_SECONDS,
+        longest=_LONGEST,
+    )
 
 
 def read_fetch_status(folder: Path, now: float) -> FetchStatus:
-    """Read the file in the folder `secrets` of the run folder; without one, the process
-    does not run.
-    """
-    file = folder / FILE
-    try:
-        beat = file.stat().st_mtime
-        report = msgspec.json.decode(file.read_bytes(), type=_Report)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    """Read the file; without one, the process does not run."""
+    file = fetch_status_file(folder)
+    report = file.read()
+    if report is None:
         return FetchStatus(runs=False)
-    return FetchStatus(
-        abs(now - beat) <= PATIENCE_SECONDS, report.secrets, report.problem
-    )
+    return FetchStatus(file.is_alive(now), report.secrets, report.problem)
