@@ -18,6 +18,12 @@ from squidkeeper.operate.doctor.deep_result import (
     keep_deep_result,
     read_deep_result,
 )
+from squidkeeper.policy.policy_store.reload_gate import (
+    Edit,
+    GateVerdict,
+    read_verdict,
+    write_verdict,
+)
 from squidkeeper.record import archive_status, export_status
 from squidkeeper.record.archive_status import (
     ArchiveStatus,
@@ -75,6 +81,7 @@ def write_deep_result(folder: Path) -> None:
     keep_deep_result(layout, result)
 
 
+EDIT = Edit("0" * 12, "1" * 12)
 # where it is in a folder, what writes it, and what reads it
 STATUSES: dict[
     str, tuple[str, Callable[[Path], object], Callable[[Path, float], object]]
@@ -120,6 +127,11 @@ STATUSES: dict[
         squid_crashes.FILE,
         lambda folder: note_crash(folder, 1.0, "signal 6", 2),
         lambda folder, _: read_crashes(folder),
+    ),
+    "verdict": (
+        "verdict.json",
+        lambda folder: write_verdict(folder, GateVerdict(EDIT.old, EDIT.new, 1.0)),
+        lambda folder, _: read_verdict(folder, EDIT),
     ),
     "deep checks": (
         str(Layout.of(Path("/")).deep_result.relative_to("/")),

@@ -19,12 +19,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
-
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.base.formatting import printable, quantity
-from squidkeeper.base.untrusted_file import open_untrusted, read_untrusted
+from squidkeeper.base.status_file import StatusFile
+from squidkeeper.base.untrusted_file import open_untrusted
 from squidkeeper.policy.policy_store.revisions import InForce
 from squidkeeper.policy.policy_store.sources import Sources
 
@@ -32,7 +31,6 @@ PATIENCE_SECONDS: Final = 20.0
 NAMED_AT_MOST: Final = 100  # denials that a verdict names
 FORCED: Final = "reload-forced"
 _VERDICT: Final = "verdict.json"
-_VERDICT_BYTES: Final = 1 << 20
 # an edit that is made again later is judged again
 _ACCEPTED_SECONDS: Final = 60.0
 _EDIT: Final = re.compile(r"([0-9a-f]{12})-([0-9a-f]{12})")
@@ -191,13 +189,8 @@ def parse_edit(text: str) -> Edit | None:
 
 def read_verdict(folder: Path, edit: Edit) -> GateVerdict | None:
     """Read the verdict about an edit; None if there is none."""
-    try:
-        verdict = msgspec.json.decode(
-            read_untrusted(folder / _VERDICT, _VERDICT_BYTES), type=GateVerdict
-        )
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return verdict if verdict.is_of(edit) else None
+    verdict = _verdict_file(folder).read()
+    return verdict if verdict and verdict.is_of(edit) else None
 
 
 def refusal(
@@ -216,7 +209,11 @@ def refusal(
 
 def write_verdict(folder: Path, verdict: GateVerdict) -> None:
     """Leave a verdict; OSError if it cannot be written."""
-    replace(folder / _VERDICT, msgspec.json.encode(verdict))
+    _verdict_file(folder).write(verdict)
+
+
+def _verdict_file(folder: Path) -> StatusFile[GateVerdict]:
+    return StatusFile(folder / _VERDICT, GateVerdict)
 
 
 def gate_faults(directory: Path, verdict: GateVerdict) -> tuple[Fault, ...]:
