@@ -23,6 +23,13 @@ def verified_tls(ca: Path | None) -> ssl.SSLContext:
     return context
 
 
+def why_unusable(error: OSError) -> str:
+    """Say why `verified_tls` cannot use a file."""
+    if isinstance(error, ssl.SSLError):
+        return "it holds no certificate"
+    return str(error.strerror)
+
+
 def _certificates(ca: Path) -> str:
     # an empty text would be the system's
     return read_regular(ca, _LONGEST).decode("ascii", "replace") or "none"

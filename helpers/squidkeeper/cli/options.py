@@ -130,20 +130,16 @@ def _check_period(
     return value
 
 
-since_option = click.option(
-    "--since",
-    metavar="TIME",
-    type=Moment(),
-    callback=_check_period,
-    help="The start: 15m, 2h or 3d ago, or an ISO time (UTC).",
+def _period_option(option: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        option, metavar="TIME", type=Moment(), callback=_check_period, help=text
+    )
+
+
+since_option = _period_option(
+    "--since", "The start: 15m, 2h or 3d ago, or an ISO time (UTC)."
 )
-until_option = click.option(
-    "--until",
-    metavar="TIME",
-    type=Moment(),
-    callback=_check_period,
-    help="The end, exclusive.",
-)
+until_option = _period_option("--until", "The end, exclusive.")
 
 
 root_option = path_option(

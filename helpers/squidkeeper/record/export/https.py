@@ -14,7 +14,7 @@ from typing import Final
 
 from squidkeeper.base.deadline import shut, whole_exchange
 from squidkeeper.base.errors import DeliveryFailed, InvalidExport, MessagesRefused
-from squidkeeper.base.verified_tls import verified_tls
+from squidkeeper.base.verified_tls import verified_tls, why_unusable
 from squidkeeper.policy.destination import Destination
 from squidkeeper.record.export.messages import Message
 
@@ -166,11 +166,6 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
     try:
         return verified_tls(ca)
     except OSError as error:
-        reason = (
-            "it holds no certificate"
-            if isinstance(error, ssl.SSLError)
-            else error.strerror
-        )
         raise InvalidExport(
-            f"{ca}: cannot be used to verify the receiver ({reason}): name a PEM file"
+            f"{ca}: cannot be used to verify the receiver ({why_unusable(error)}): name a PEM file"
         ) from error

@@ -16,7 +16,7 @@ from ssl import SSLContext
 from typing import Any, Final, TypeGuard
 
 from squidkeeper.base.errors import SourceFailed
-from squidkeeper.base.verified_tls import verified_tls
+from squidkeeper.base.verified_tls import verified_tls, why_unusable
 from squidkeeper.policy.extras import require
 from squidkeeper.policy.language.secret_sources import (
     ClientAuth,
@@ -89,13 +89,8 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
     try:
         return verified_tls(ca)
     except OSError as error:
-        reason = (
-            "it holds no certificate"
-            if isinstance(error, ssl.SSLError)
-            else error.strerror
-        )
         raise SourceFailed(
-            f"the file of 'ca' cannot be used ({ca}): {reason}"
+            f"the file of 'ca' cannot be used ({ca}): {why_unusable(error)}"
         ) from error
 
 
