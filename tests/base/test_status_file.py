@@ -24,6 +24,9 @@ from squidkeeper.policy.policy_store.reload_gate import (
     read_verdict,
     write_verdict,
 )
+from squidkeeper.policy.published.places import state_file
+from squidkeeper.policy.published.policy_state import PolicyState
+from squidkeeper.policy.published.state_file import StateWriter, read_state
 from squidkeeper.record import archive_status, export_status
 from squidkeeper.record.archive_status import (
     ArchiveStatus,
@@ -132,6 +135,11 @@ STATUSES: dict[
         "verdict.json",
         lambda folder: write_verdict(folder, GateVerdict(EDIT.old, EDIT.new, 1.0)),
         lambda folder, _: read_verdict(folder, EDIT),
+    ),
+    "publisher": (
+        str(state_file(Path("/")).relative_to("/")),
+        lambda folder: StateWriter(folder).write(PolicyState("1" * 12, 1.0, ok=True)),
+        lambda folder, _: read_state(folder),
     ),
     "deep checks": (
         str(Layout.of(Path("/")).deep_result.relative_to("/")),

@@ -5,10 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from squidkeeper.base.atomic_write import HeartbeatFile
-from squidkeeper.base.untrusted_file import read_untrusted
+from squidkeeper.base.status_file import StatusFile
 from squidkeeper.policy.published.places import state_file
 from squidkeeper.policy.published.policy_state import PolicyState
 
@@ -20,7 +17,7 @@ class StateWriter:
     """Writes the state where it differs, and else the time, as a sign of life."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = HeartbeatFile(state_file(folder))
+        self._file = _file(folder)
 
     def write(self, state: PolicyState) -> None:
         """Write a state; OSError if that is not possible."""
@@ -29,16 +26,16 @@ class StateWriter:
             faults=state.faults[:_FAULTS_AT_MOST],
             warnings=state.warnings[:_FAULTS_AT_MOST],
         )
-        self._file.write(msgspec.json.encode(shown))
+        self._file.write(shown)
 
 
 def read_state(folder: Path) -> PolicyState | None:
     """Read the state; None where there is none that can be read."""
-    try:
-        content = read_untrusted(state_file(folder), _LARGEST_BYTES)
-        return msgspec.json.decode(content, type=PolicyState)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return _file(folder).read()
+
+
+def _file(folder: Path) -> StatusFile[PolicyState]:
+    return StatusFile(state_file(folder), PolicyState, longest=_LARGEST_BYTES)
 
 
 def silent_seconds(folder: Path, now: float) -> float:
