@@ -1,0 +1,151 @@
+"""Roles, their variables, and what the engine knows of a session.
+
+A program gives a session a role and values for the variables of the role. A value is
+text: it is compared, and never read as a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import re2
+
+from squidkeeper.base.errors import PatternError
+from squidkeeper.base.faults import Location
+from squidkeeper.policy.language.globs import compile_regex
+from squidkeeper.policy.language.hosts import (
+    HostForm,
+    HostPattern,
+    parse_host_pattern,
+)
+from squidkeeper.policy.url import Host, parse_host
+
+LONGEST_VALUE: Final = 256  # characters
+VALUES_AT_MOST: Final = 100
+SHORTEST_TTL: Final = 60  # seconds
+LONGEST_TTL: Final = 30 * 86_400
+REFERENCE: Final = re.compile(r"\{session\.([a-z][a-z0-9_]{0,31})\}")
+_IN_NO_PATH: Final = re.compile(r"[^!$&'()+,\-./0-9:;=@A-Z\[\]_a-z~]")
+
+
+class VariableType(StrEnum):
+    """What the values of a variable are.
+
+    `PATH`: a part of a path, of one segment or more. `HOSTS`: host names.
+    """
+
+    PATH = "path"
+    HOSTS = "hosts"
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable of a role.
+
+    `pattern` is an RE2 expression for a whole value of a path. `within` are patterns of
+    which one must match a value of hosts. `many` is how many values there may be.
+    """
+
+    name: str
+    type: VariableType
+    pattern: str = ""
+    within: tuple[HostPattern, ...] = ()
+    many: int = 1
+
+    def check(self, values: Sequence[str]) -> tuple[str, ...]:
+        """Return the values in their one spelling; `PatternError` for what the type
+        does not hold.
+        """
+        if not 1 <= len(values) <= self.many:
+            raise PatternError(f"{len(values)} values, expected 1 to {self.many}")
+        return tuple(map(self._checked, values))
+
+    def _checked(self, value: str) -> str:
+        if not 1 <= len(value) <= LONGEST_VALUE:
+            raise PatternError(
+                f"a value of {len(value):,} characters, expected 1 to {LONGEST_VALUE}"
+            )
+        if self.type is VariableType.HOSTS:
+            return _host_within(value, self.within)
+        _check_path(value)
+        if compile_regex(self.pattern).fullmatch(value) is None:
+            raise PatternError(f"{value!r} does not match the pattern {self.pattern}")
+        return value
+
+
+def _check_path(value: str) -> None:
+    if found := _IN_NO_PATH.search(value):
+        raise PatternError(
+            f"{value!r} holds {found[0]!r}, expected letters, digits and -._~!$&'()+,;=:@[]/"
+        )
+    segments = value.split("/")
+    if "" in segments:
+        raise PatternError(
+            f"{value!r} has an empty segment, expected none: no '/' first, last or doubled"
+        )
+    if {".", ".."} & {segment.partition(";")[0] for segment in segments}:
+        raise PatternError(f"{value!r} has a dot segment, expected none")
+
+
+def _host_within(value: str, within: Sequence[HostPattern]) -> str:
+    pattern = parse_host_pattern(value)
+    if pattern.form is not HostForm.EXACT:
+        raise PatternError(f"{value!r} is not a host name, such as example.com")
+    host = parse_host(pattern.name)
+    if not any(one.matches(host) for one in within):
+        shown = ", ".join(one.text for one in within)
+        raise PatternError(f"{value!r} is not within {shown}")
+    return pattern.name
+
+
+def parse_pattern(text: str) -> str:
+    """Check the RE2 expression of a variable; `PatternError` where it is none."""
+    try:
+        compile_regex(text)
+    except re2.error as error:
+        raise PatternError(f"{text!r} is not an RE2 expression") from error
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What sessions may be: `ttl` is how many seconds one lives at most."""
+
+    name: str
+    location: Location
+    variables: tuple[Variable, ...] = ()
+    ttl: int = 8 * 3600
+
+    def check(self, values: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        """Return the values of every variable in their one spelling; `PatternError`
+        with the first that is missing, unknown or wrong.
+        """
+        known = {variable.name: variable for variable in self.variables}
+        if missing := sorted(known.keys() - values.keys()):
+            raise PatternError(f"the variable {missing[0]} has no value, expected one")
+        if unknown := sorted(values.keys() - known.keys()):
+            raise PatternError(f"the role {self.name} has no variable {unknown[0]}")
+        return {name: known[name].check(given) for name, given in values.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """A session, as the engine knows it.
+
+    `number` is never used twice. `stamp` is another one after each change of the
+    session. `values` are those of its variables.
+    """
+
+    number: int
+    name: str
+    role: str
+    values: Mapping[str, tuple[str, ...]]
+    stamp: int = 0
+
+    def holds_host(self, variable: str, host: Host) -> bool:
+        """Whether a host is one of the values of a variable."""
+        return host.address is None and host.text in self.values.get(variable, ())
