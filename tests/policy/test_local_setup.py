@@ -97,11 +97,13 @@ def test_the_folder_names_secrets_and_the_local_setup_has_their_sources(
 # decides whether others may write it. They may not, where it makes the gateway read a
 # file, run a program, send a secret or connect.
 OF_THE_FOLDER = {
-    "PolicyFile": "version defaults clients lists rules presets grants rewrites credentials quotas prices tests"
-    " end_required end",
+    "PolicyFile": "version defaults clients roles session_networks lists rules presets grants rewrites credentials"
+    " quotas prices tests end_required end",
     "Defaults": "action ask reason contact watch_secrets observe",
     "ClientEntry": "networks users token_sha256 connections",
     "TokenEntry": "sha256 expires",
+    "RoleEntry": "variables ttl",
+    "VariableEntry": "type pattern within many",
     "ListEntry": "file",  # within the folder: below
     "RuleEntry": "name action clients hosts lists schemes ports methods paths query reason private expires owner strip"
     " headers tls websocket connections observe when body meter reserve ask_usage",
@@ -121,7 +123,8 @@ OF_THE_FOLDER = {
     "QuotaEntry": "name per clients rules requests tunnels tickets bytes_out bytes_in tokens_in tokens_out tokens cost"
     " every",  # the store is local
     "PriceEntry": "model tokens_in tokens_out cached_in cache_write",
-    "TestEntry": "request expect client user at rule rewrite credentials observed body push",
+    "TestEntry": "request expect client user at rule rewrite credentials observed body push session",
+    "TestedSessionEntry": "role variables labels",
     "PushEntry": "update create delete options",
 }
 OF_LOCAL_SECTIONS = {

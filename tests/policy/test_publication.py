@@ -146,7 +146,7 @@ def test_a_value_that_is_altered_is_another_one_or_is_refused(
     [
         (lambda content: content[:-1], "its digest is another one"),
         (lambda content: content[:20], "expected 48 to"),
-        (lambda content: b"sqkpol01" + content[8:], "has another format than 2"),
+        (lambda content: b"sqkpol01" + content[8:], "has another format than 3"),
         (lambda content: content[:60] + b"\xff" + content[61:], "its digest"),
         (lambda _: b"", "has 0 bytes"),
     ],

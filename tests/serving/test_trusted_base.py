@@ -82,26 +82,26 @@ URLS = [
 HELPERS = {
     "acl --scope host": (
         [f"{n} {line} -" for n, line in enumerate(NINE)],
-        64_500,
-        64_500,
+        67_500,
+        67_500,
     ),
     "acl --scope request": (
         [f"{n} {line} -" for n, line in enumerate(URLS)],
-        64_500,
-        85_000,
+        67_500,
+        88_000,
     ),
     "rewrite": (
         [f"https://{h}/simple/x {n}" for h, n in zip(HOSTS, NINE, strict=True)],
-        65_500,
-        74_000,
+        68_500,
+        77_000,
     ),
-    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 72_000, 80_000),
+    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 74_500, 82_500),
     "meter": (
         [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
-        69_000,
-        69_000,
+        72_000,
+        72_000,
     ),
-    "login": (["1 bot secret 192.0.2.1 -"], 60_000, 60_000),
+    "login": (["1 bot secret 192.0.2.1 -"], 62_500, 62_500),
     "throttle --scope client": (["1 192.0.2.1", "2 192.0.2.2"], 12_500, 12_500),
     "certificate": ([], 14_500, 14_500),
 }

@@ -50,6 +50,7 @@ class FaultCode(StrEnum):
     INVALID_SOURCE = "invalid-source"
     INVALID_REQUEST = "invalid-request"
     INVALID_BODY = "invalid-body"
+    INVALID_VARIABLE = "invalid-variable"
     # The policy as a whole
     TOO_WIDE = "too-wide"
     LIST_EXCEPTION = "list-exception"

@@ -290,13 +290,15 @@ def _observed(side: Side, holds: Holds) -> str:
 
 
 def _decision(side: Side, applied: Applied) -> Decision:
-    default = side.match.candidates.default
+    candidates = side.match.candidates
     decision = (
-        default if applied.rule is None else side.policy.decision_by(applied.rule)
+        candidates.default
+        if applied.rule is None
+        else side.policy.decision_by(applied.rule)
     )
     if not applied.by_body or not decision.allowed:
         return decision
-    return decided_by_body(side.policy, decision, applied.by_body, default)
+    return decided_by_body(side.policy, decision, applied.by_body, candidates)
 
 
 def _holds(entry: Entry, matched: Matched, held: Held, method: str) -> bool:

@@ -39,6 +39,8 @@ def examine(body: GitBody, request: SentRequest, *, deny: bool) -> BodyOutcome:
     the request ahead of a push. In a deny it holds for a push with a command for one of
     its refs.
     """
+    if body.variables:
+        return BodyOutcome(Fit.UNREADABLE, "no session has given its variables values")
     judge = _judge_deny if deny else _judge_allow
     try:
         return judge(body, request, *_path_and_query(request.target))

@@ -53,6 +53,7 @@ _PLACES: Final[_Schema] = {
 _REF: Final[_Schema] = {"type": "string", "pattern": "^refs/"}
 _AMOUNT: Final[_Schema] = {"type": "integer", "minimum": 1}
 _PRICE: Final[_Schema] = {"type": "number", "minimum": 0}
+_TEXTS: Final[_Schema] = {"type": "array", "minItems": 1, "items": _TEXT}
 _SIZE: Final[_Schema] = {
     "anyOf": [_AMOUNT, {"type": "string", "pattern": "^[0-9]+[KMGT]B$"}]
 }
@@ -81,6 +82,20 @@ _WRITTEN: Final[Mapping[str, _Schema]] = {
     "GrantEntry.made": _TIME,
     "MatchFields.methods[]": {"type": "string", "pattern": "^[A-Z][A-Z0-9_-]*$"},
     "MatchFields.paths[]": {"type": "string", "pattern": r"^(/|\*\*|regex:)"},
+    "RoleEntry.ttl": {"type": "string", "pattern": "^[0-9]{1,6}[mhd]$"},
+    "VariableEntry.many": _AMOUNT,
+    "SecretEntry.session": {"const": True},
+    "TestedSessionEntry.variables": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [_TEXT, _TEXTS]},
+    },
+    "QuotaEntry.per": {
+        "anyOf": [
+            {"enum": ["client", "rule", "all", "session"]},
+            {"type": "string", "pattern": "^label:"},
+        ]
+    },
     "QuotaEntry.requests": _AMOUNT,
     "QuotaEntry.tunnels": _AMOUNT,
     "QuotaEntry.tickets": _AMOUNT,
@@ -121,6 +136,7 @@ _WRITTEN: Final[Mapping[str, _Schema]] = {
     "TestEntry.observed": {"anyOf": [_TEXT, _NOTHING]},
 }
 _ABOUT: Final = "about"
+_PERIODS: Final = (("h", 3600), ("m", 60), ("s", 1))
 _MAY_BE_EMPTY: Final = frozenset({"TestEntry.credentials", "GitEntry.options"})
 
 
@@ -211,8 +227,9 @@ def _default(own: _Schema, made: _Schema) -> _Schema:
     that a policy has.
     """
     default = made.get("default")
-    if isinstance(default, int) and own == _TEXT:
-        default = f"{default // 60}m" if default % 60 == 0 else f"{default}s"
+    if isinstance(default, int) and own.get("type") == "string":
+        unit, size = next((unit, n) for unit, n in _PERIODS if default % n == 0)
+        default = f"{default // size}{unit}"
     if own is _SIZE and default is not None:
         default = f"{default // 10**6}MB"
     return {} if default is None else {"default": default}

@@ -16,9 +16,10 @@ from squidkeeper.policy.engine.decision import Decision, deny
 from squidkeeper.policy.engine.precedence import agree, decides_without_body
 from squidkeeper.policy.language.agreement import AGREED
 from squidkeeper.policy.language.model import Action, Match, Rule
+from squidkeeper.policy.language.roles import Session
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.engine.compiled_policy import CompiledPolicy
+    from squidkeeper.policy.engine.compiled_policy import Candidates, CompiledPolicy
 
 LISTED_AT_MOST: Final = 64  # rules, so that a reply of a helper has room for them
 # in a list, as its last: the default, and the default where it denies a port
@@ -82,15 +83,15 @@ def decided_by_body(
     policy: CompiledPolicy,
     decision: Decision,
     rules: tuple[Rule, ...],
-    default: Decision,
+    candidates: Candidates,
 ) -> Decision:
-    """Add the rules that the body decides among to what is decided before; `default` is
-    the default's decision.
+    """Add the rules that the body decides among, some of the candidates, to what is
+    decided before.
     """
     last = rules[-1]
     if (
         not decides_without_body(last)
-        and not default.allowed
+        and not candidates.default.allowed
         and policy.source.default is Action.ALLOW
     ):
         rules = (*rules, CLOSED_DEFAULT)
@@ -102,7 +103,8 @@ def decided_by_body(
         # a fault of the policy keeps it from loading; nothing passes where one is
         # overlooked
         return _DISAGREEING
-    return policy.with_body(decision, rules, last if last.uses is not None else None)
+    counted = last if last.uses is not None else None
+    return policy.with_body(decision, rules, counted, candidates.stamp)
 
 
 def _reaches_default(policy: CompiledPolicy, rules: tuple[Rule, ...]) -> bool:
@@ -139,13 +141,15 @@ def format_listed(policy: CompiledPolicy, rules: Sequence[Rule]) -> str:
     return ",".join([*names, *([] if decides_without_body(rules[-1]) else [_DEFAULT])])
 
 
-def listed_rules(policy: CompiledPolicy, text: str) -> tuple[Rule, ...]:
+def listed_rules(
+    policy: CompiledPolicy, text: str, session: Session | None = None
+) -> tuple[Rule, ...]:
     """Read the list of a request, by the same revision; `PatternError` where it is none
-    of this policy.
+    of this policy, or its rules need the session of the request.
     """
     names = text.split(",")
     rules = tuple(
-        _rule_at(policy, name)
+        _rule_at(policy, name, session)
         for name in (names[:-1] if names[-1] == _DEFAULT else names)
     )
     ends = [decides_without_body(rule) for rule in rules]
@@ -154,13 +158,18 @@ def listed_rules(policy: CompiledPolicy, text: str) -> tuple[Rule, ...]:
     return rules
 
 
-def _rule_at(policy: CompiledPolicy, name: str) -> Rule:
+def _rule_at(policy: CompiledPolicy, name: str, session: Session | None) -> Rule:
     if name == _CLOSED:
         return CLOSED_DEFAULT
     group = policy.source.grants if name[:1] == "g" else policy.source.rules
     if not _POSITION.fullmatch(name) or int(name[1:]) >= len(group):
         raise PatternError(f"the policy has no rule at {name!r}")
-    return group[int(name[1:])]
+    rule = group[int(name[1:])]
+    if not rule.variables:
+        return rule
+    if session is None or session.role not in (rule.match.clients or ()):
+        raise PatternError(f"the rule at {name!r} is for sessions, and this is none")
+    return policy.rules_of_sessions.at(int(name[1:]), session)
 
 
 # --- which of them holds --------------------------------------------------------------

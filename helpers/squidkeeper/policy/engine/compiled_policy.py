@@ -16,6 +16,7 @@ from squidkeeper.policy.engine.fields import covers_default_port, holds_for_host
 from squidkeeper.policy.engine.own_host import decide_own_host
 from squidkeeper.policy.engine.quotas import quotas_for
 from squidkeeper.policy.engine.rule_index import RuleIndex, rule_key
+from squidkeeper.policy.engine.session_values import Section
 from squidkeeper.policy.engine.timetable import Timed, Timetable
 from squidkeeper.policy.language.forms import signs
 from squidkeeper.policy.language.host_index import HostIndex
@@ -32,6 +33,7 @@ from squidkeeper.policy.language.model import (
     Rule,
 )
 from squidkeeper.policy.language.quotas import Quota
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.request import (
     ANY_LOGIN,
     CONNECT,
@@ -41,7 +43,7 @@ from squidkeeper.policy.protocol.request import (
 )
 from squidkeeper.policy.url import Host, parse_authority
 
-EntryT = TypeVar("EntryT", Rule, Rewrite, Credential, Route)
+EntryT = TypeVar("EntryT", Rule, Route)
 # In a policy with upstreams, where none of them holds: the parent of install.sh's
 # --upstream, if there is one.
 DEFAULT_UPSTREAM = Route("default", Location(""), Match(), "default")
@@ -98,7 +100,8 @@ class Candidates:
     hold at some times alone. `default` decides where no rule and no grant holds.
     `observing` are the `rules` with those that observe among them; None where nothing
     observes. `quotas` are those that may count a request, by whichever rule allows it.
-    `moments` has what is in force, by the timed rules and grants that hold.
+    `stamp` is that of the session whose values are in the entries, or 0. `moments` has
+    what is in force, by the timed rules and grants that hold.
     """
 
     rules: tuple[Rule, ...]
@@ -111,6 +114,7 @@ class Candidates:
     observing: tuple[Rule, ...] | None = None
     grants: tuple[Rule, ...] = ()
     quotas: tuple[Quota, ...] = ()
+    stamp: int = 0
     moments: dict[int, RulesInForce] = field(default_factory=dict)
 
     @property
@@ -186,6 +190,9 @@ class CompiledPolicy:
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self.upstreams = HostIndex(policy.upstreams, policy.lists)
+        self.rules_of_sessions = Section(policy.rules, index.of_variables)
+        self.rewrites_of_sessions = Section(policy.rewrites)
+        self.credentials_of_sessions = Section(policy.credentials)
         self._methods = index.methods | {"GET", _PREFLIGHT}
         if index.reads_bodies:  # whether a body is of git or MCP depends on the method
             self._methods |= {"POST", "DELETE"}
@@ -247,12 +254,21 @@ class CompiledPolicy:
         clients = (
             self.clients_of(request.client, request.user) if self.source.clients else ()
         )
+        if request.session is not None:
+            clients = (*clients, request.session.role)
         method = (
             request.method
             if request.method in self._methods
             else self._unnamed_method(request.method)
         )
-        facts = HostFacts(clients, method, request.scheme, request.host, request.port)
+        facts = HostFacts(
+            clients,
+            method,
+            request.scheme,
+            request.host,
+            request.port,
+            request.session,
+        )
         return HostMatch(
             facts,
             self.candidates_for(facts),
@@ -402,10 +418,10 @@ class CompiledPolicy:
         """
         if not injects(facts):
             return ()
-        positions = (
-            self.credentials.positions(facts.host) if positions is None else positions
-        )
-        return tuple(holding(self.source.credentials, positions, facts))
+        if positions is None:
+            found = self.credentials.positions(facts.host)
+            positions = self.credentials_of_sessions.held(found, facts)
+        return tuple(self.credentials_of_sessions.holding(positions, facts))
 
     def upstream(
         self, facts: HostFacts, positions: tuple[int, ...] | None = None
@@ -443,7 +459,10 @@ class CompiledPolicy:
         return known
 
     def with_credentials(
-        self, decision: Decision, credentials: tuple[Credential, ...]
+        self,
+        decision: Decision,
+        credentials: tuple[Credential, ...],
+        session: Session | None = None,
     ) -> Decision:
         """Add the credentials that apply: the same object each time, unless the request
         is rewritten.
@@ -453,7 +472,7 @@ class CompiledPolicy:
         if decision.rewritten is not None:
             return replace(decision, credentials=credentials)
         names = [credential.name for credential in credentials]
-        key = (decision, *names)
+        key = (decision, 0 if session is None else session.stamp, *names)
         known = self._decisions.get(key)
         if known is None:
             known = replace(decision, credentials=credentials)
@@ -461,12 +480,18 @@ class CompiledPolicy:
         return known
 
     def with_body(
-        self, decision: Decision, rules: tuple[Rule, ...], counted: Rule | None
+        self,
+        decision: Decision,
+        rules: tuple[Rule, ...],
+        counted: Rule | None,
+        stamp: int,
     ) -> Decision:
         """Add the rules that the body decides among: the same object each time, as of a
         decision without them.
+
+        `stamp` is that of the session whose values are in the rules.
         """
-        key = (decision, "body", *(rule.name for rule in rules))
+        key = (decision, "body", stamp, *(rule.name for rule in rules))
         known = self._decisions.get(key)
         if known is None:
             known = replace(decision, by_body=rules, counted=counted)
@@ -512,6 +537,17 @@ class CompiledPolicy:
             self.upstreams.positions(facts.host),
         )
         grants = self.grants.positions(facts.host)
+        stamp = 0
+        if facts.session is not None:
+            rules = self.rules_of_sessions.held(rules, facts)
+            rewrites = self.rewrites_of_sessions.held(rewrites, facts)
+            credentials = self.credentials_of_sessions.held(credentials, facts)
+            if (
+                self.rules_of_sessions.are_bound(rules)
+                or self.rewrites_of_sessions.are_bound(rewrites)
+                or self.credentials_of_sessions.are_bound(credentials)
+            ):
+                stamp = facts.session.stamp
         found = (rules, grants, rewrites, credentials, upstreams)
         fetched_for = self.may_be_fetched_for(facts.host)
         key = (
@@ -521,11 +557,12 @@ class CompiledPolicy:
             facts.port,
             *found,
             fetched_for,
+            stamp,
         )
         known = self._candidates.get(key)
         if known is None:
             policy = self.source
-            matching = tuple(holding(policy.rules, rules, facts))
+            matching = tuple(self.rules_of_sessions.holding(rules, facts))
             deciding = tuple(rule for rule in matching if not rule.observe)
             observes = policy.observe_default is not None or len(deciding) < len(
                 matching
@@ -536,7 +573,7 @@ class CompiledPolicy:
             )
             known = Candidates(
                 deciding,
-                tuple(holding(policy.rewrites, rewrites, facts)),
+                tuple(self.rewrites_of_sessions.holding(rewrites, facts)),
                 self.injectable(facts, credentials),
                 rules,
                 self._default(facts),
@@ -547,6 +584,7 @@ class CompiledPolicy:
                 matching if observes else None,
                 tuple(holding(policy.grants, grants, facts)),
                 quotas_for(policy, facts, deciding),
+                stamp,
             )
             self._candidates.add(
                 key,

@@ -12,7 +12,6 @@ from squidkeeper.policy.engine.compiled_policy import (
     HostMatch,
     RulesInForce,
     decision_of,
-    holding,
 )
 from squidkeeper.policy.engine.decision import Decision, Outlook, deny
 from squidkeeper.policy.engine.observing import observe_host, observe_tunnel
@@ -68,7 +67,8 @@ def first_rule(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Rule |
     the URL.
     """
     any_method = match.facts._replace(method=None)
-    rules = holding(policy.source.rules, match.candidates.rule_positions, any_method)
+    positions = match.candidates.rule_positions
+    rules = policy.rules_of_sessions.holding(positions, any_method)
     return next(
         (rule for rule in rules if not rule.observe and rule.in_force(at)), None
     )
@@ -76,11 +76,12 @@ def first_rule(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Rule |
 
 def first_rewrite(policy: CompiledPolicy, match: HostMatch) -> Rewrite | None:
     """Find the first rewrite for the host, whatever the method and the URL."""
-    positions, any_method = (
-        policy.rewrites.positions(match.facts.host),
+    rewrites, any_method = (
+        policy.rewrites_of_sessions,
         match.facts._replace(method=None),
     )
-    return next(holding(policy.source.rewrites, positions, any_method), None)
+    positions = rewrites.held(policy.rewrites.positions(any_method.host), any_method)
+    return next(rewrites.holding(positions, any_method), None)
 
 
 def deny_private(host: Host, opener: str) -> Decision:
@@ -167,12 +168,13 @@ def _decide_any_url(
 def _decide_by_body(
     policy: CompiledPolicy, match: HostMatch, by_body: tuple[Rule, ...]
 ) -> Decision:
-    first, default = first_of(by_body), match.candidates.default
+    first, candidates = first_of(by_body), match.candidates
     decision = checked_private(
-        default if first is None else policy.decision_by(first), match.facts.host
+        candidates.default if first is None else policy.decision_by(first),
+        match.facts.host,
     )
     return (
-        decided_by_body(policy, decision, by_body, default)
+        decided_by_body(policy, decision, by_body, candidates)
         if decision.allowed
         else decision
     )

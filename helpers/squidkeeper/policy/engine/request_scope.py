@@ -141,7 +141,7 @@ def _decide_paths(
         return decision
     if applied.rewrite is not None:
         return _rewrite(policy, decision, applied.rewrite, match.facts, url, paths[0])
-    return policy.with_credentials(decision, applied.credentials)
+    return policy.with_credentials(decision, applied.credentials, match.facts.session)
 
 
 def _applied(
@@ -176,7 +176,7 @@ def _decision_of(
     decision = _decision_by(policy, match, applied.rule)
     if not applied.by_body or not decision.allowed:
         return decision
-    return decided_by_body(policy, decision, applied.by_body, match.candidates.default)
+    return decided_by_body(policy, decision, applied.by_body, match.candidates)
 
 
 def _decision_by(
@@ -235,7 +235,7 @@ def _add_credentials(
             credentials=chosen[0],
             upstream=upstream,
         )
-    return policy.with_credentials(decision, chosen[0])
+    return policy.with_credentials(decision, chosen[0], facts.session)
 
 
 def facts_of(facts: HostFacts, url: Url) -> HostFacts:

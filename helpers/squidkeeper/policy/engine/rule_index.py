@@ -9,7 +9,7 @@ from typing import Self
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine.timetable import Timed
 from squidkeeper.policy.language.host_index import HostIndex
-from squidkeeper.policy.language.model import Policy, Rule
+from squidkeeper.policy.language.model import Credential, Policy, Rewrite, Rule
 
 RuleKey = tuple[str, Location]
 
@@ -19,7 +19,8 @@ class RuleIndex:
     """The rules of a policy by host and by name.
 
     `timed` has the rules and grants that hold at some times alone. `methods` are those
-    that any entry names. `needs` are the keys of Squid's configuration that the policy
+    that any entry names. `of_variables` are the positions of the rules that name
+    variables of sessions. `needs` are the keys of Squid's configuration that the policy
     needs; None where they were not collected.
     """
 
@@ -29,6 +30,7 @@ class RuleIndex:
     methods: frozenset[str]
     reads_bodies: bool
     meters: bool
+    of_variables: frozenset[int] = frozenset()
     needs: frozenset[str] | None = None
 
     @classmethod
@@ -41,7 +43,17 @@ class RuleIndex:
             methods=frozenset(_named_methods(policy)),
             reads_bodies=any(rule.body is not None for rule in policy.rules),
             meters=policy.meters,
+            of_variables=positions_of_variables(policy.rules if policy.roles else ()),
         )
+
+
+def positions_of_variables(
+    entries: Sequence[Rule | Rewrite | Credential],
+) -> frozenset[int]:
+    """Return the positions of the entries that name variables of sessions."""
+    return frozenset(
+        position for position, entry in enumerate(entries) if entry.variables
+    )
 
 
 def rule_key(rule: Rule) -> RuleKey:

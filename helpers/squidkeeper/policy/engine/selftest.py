@@ -87,7 +87,10 @@ def _times(policy: CompiledPolicy, since: datetime) -> Iterator[datetime]:
 
 def _request(test: PolicyTest) -> Request | Malformed:
     client = None if test.client is None else str(test.client)
-    return request_to(test.method, test.url, client, test.user)
+    request = request_to(test.method, test.url, client, test.user)
+    if test.session is None or isinstance(request, Malformed):
+        return request
+    return request._replace(session=test.session)
 
 
 def _decide(policy: CompiledPolicy, test: PolicyTest, at: datetime) -> Decision:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from squidkeeper.policy.language.variables import named_variables
+
 Scalar = str | int | float | bool | None
 MAX_BYTES: Final = 1_000_000  # of a body that is read, where `max` is left out
 EACH: Final = "*"  # in a pointer: every item of an array
@@ -89,6 +91,11 @@ class GitBody:
     create: bool = True
     options: tuple[str, ...] = ()
     max_bytes: int = MAX_BYTES  # of the commands, without the pack
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables of sessions that its refs name."""
+        return frozenset(name for glob in self.push for name in named_variables(glob))
 
 
 @dataclass(frozen=True, slots=True)

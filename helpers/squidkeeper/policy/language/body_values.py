@@ -12,6 +12,7 @@ from squidkeeper.base.errors import PatternError
 from squidkeeper.base.formatting import byte_size
 from squidkeeper.policy.language.bodies import Scalar
 from squidkeeper.policy.language.unquoted import Unquoted, describe
+from squidkeeper.policy.language.variables import REFERENCE, named_variables
 
 LARGEST_BODY: Final = 64_000_000  # bytes; a body that is read is in memory
 CALLS_A_TOOL: Final = "tools/call"
@@ -52,7 +53,8 @@ def parse_ref(text: str) -> str:
     """Parse a glob of refs; `PatternError` where no ref can match it."""
     if not text.startswith(("refs/", "**")):
         raise PatternError(f"ref {text!r} does not start with 'refs/', {_REF_EXPECTED}")
-    if (found := _IN_NO_REF.search(text)) is not None:
+    plain = REFERENCE.sub("x", text) if named_variables(text) else text
+    if (found := _IN_NO_REF.search(plain)) is not None:
         raise PatternError(
             f"ref {text!r} holds {found[0]!r}, which no ref has, {_REF_EXPECTED}"
         )
@@ -61,7 +63,7 @@ def parse_ref(text: str) -> str:
 
 def parse_pushed_ref(text: str) -> str:
     """Parse a ref of a push, which is no glob."""
-    if "*" in text:
+    if "*" in text or named_variables(text):
         raise PatternError(f"ref {text!r} is a glob, expected the ref that is pushed")
     return parse_ref(text)
 

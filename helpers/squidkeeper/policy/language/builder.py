@@ -1,11 +1,12 @@
 """Builds a `Policy` from the contents of its files, or reports every fault."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 
-from squidkeeper.base.errors import PolicyError
+from squidkeeper.base.errors import PatternError, PolicyError
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language import (
     body_faults,
@@ -37,7 +38,7 @@ from squidkeeper.policy.language.forms import (
 )
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
 from squidkeeper.policy.language.host_lists import HostList, ListSummary
-from squidkeeper.policy.language.hosts import parse_host_pattern
+from squidkeeper.policy.language.hosts import HostPattern, parse_host_pattern
 from squidkeeper.policy.language.model import (
     Action,
     Client,
@@ -57,6 +58,7 @@ from squidkeeper.policy.language.model import (
 from squidkeeper.policy.language.prices import Metering, Price, Prices
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
+from squidkeeper.policy.language.roles import Role, Session, Variable
 from squidkeeper.policy.language.schedules import (
     EVERY_DAY,
     WHOLE_DAY,
@@ -158,6 +160,7 @@ def _names(contents: PolicyContents) -> schema.Names:
     for document in (*contents.documents, *contents.presets.values()):
         for section, name, _ in _defined(document):
             found[section].add(name)
+    found["clients"] |= found["roles"]
     known = {section: frozenset(names) for section, names in found.items()}
     secrets = (
         entry
@@ -372,6 +375,7 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
 _IN_ONE_FILE = frozenset({"defaults", "sealed_tokens"})
 _NAMED_SECTIONS = {
     "clients": "client",
+    "roles": "role",
     "lists": "list",
     "rules": "rule",
     "grants": "grant",
@@ -384,8 +388,8 @@ _NAMED_SECTIONS = {
 }
 
 _MATCHING = frozenset(field.name for field in fields(Match))
-# the record names either as the rule that decided
-_NAMED_TOGETHER = {"grants": "rules"}
+# the record names either as the rule that decided; either may stand in `clients`
+_NAMED_TOGETHER = {"grants": "rules", "roles": "clients"}
 
 # --- the checked models as a policy ---------------------------------------------------
 
@@ -396,8 +400,10 @@ def _policy(
     lists: Mapping[str, HostList],
     checked_presets: Mapping[str, schema.Checked],
 ) -> Policy:
+    checked = tuple(checked)
+    roles = {role.name: role for role in _roles(checked)}
     made = [
-        _Maker(one.document, one.model, one.document is contents.local)
+        _Maker(one.document, one.model, one.document is contents.local, roles)
         for one in checked
         if one.model
     ]
@@ -419,6 +425,10 @@ def _policy(
         ),
         contact=defaults.contact,
         clients=tuple(client for maker in made for client in maker.clients()),
+        roles=tuple(roles.values()),
+        session_networks=tuple(
+            network for maker in made for network in maker.model.session_networks or ()
+        ),
         rules=(
             *(rule for maker in made for rule in maker.rules()),
             *_rules_of(named, shipped),
@@ -450,13 +460,37 @@ def _reload_gate(defaults: schema.Defaults | None) -> ReloadGate | None:
     return ReloadGate(gate.since, gate.denials) if gate else None
 
 
+def _roles(checked: Iterable[schema.Checked]) -> Iterator[Role]:
+    for one in checked:
+        for name, entry in ((one.model and one.model.roles) or {}).items():
+            yield Role(
+                name,
+                one.document.locate(("roles", name), key=True),
+                tuple(
+                    Variable(
+                        variable,
+                        said.type,
+                        said.pattern or "",
+                        said.within or (),
+                        said.many,
+                    )
+                    for variable, said in (entry.variables or {}).items()
+                ),
+                entry.ttl,
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """Makes the parts of a policy out of one file's model."""
+    """Makes the parts of a policy out of one file's model.
+
+    `roles` are those of all files.
+    """
 
     document: Document
     model: schema.PolicyFile
     is_local: bool = False  # the local setup
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
@@ -476,7 +510,7 @@ class _Maker:
                 name=entry.name,
                 location=self._place("rules", position),
                 action=entry.action,
-                match=_rule_match(entry),
+                match=_rule_match(entry, self.roles),
                 reason=entry.reason,
                 private=entry.private,
                 expires=entry.expires,
@@ -515,7 +549,7 @@ class _Maker:
             yield Rewrite(
                 entry.name,
                 place,
-                _match(entry),
+                _match(entry, self.roles),
                 entry.to,
                 entry.redirect,
                 entry.private,
@@ -554,7 +588,8 @@ class _Maker:
     def credentials(self) -> Iterator[Credential]:
         for position, entry in enumerate(self.model.credentials or ()):
             place, form = self._place("credentials", position), _form(entry)
-            yield Credential(entry.name, place, _match(entry), form, entry.placeholder)
+            match = _match(entry, self.roles)
+            yield Credential(entry.name, place, match, form, entry.placeholder)
 
     def sealing_keys(self) -> tuple[str, ...]:
         return self.model.sealed_tokens.keys if self.model.sealed_tokens else ()
@@ -576,15 +611,18 @@ class _Maker:
             unit, limit = next(
                 (unit, limit) for unit, limit in limits if limit is not None
             )
+            per, label = entry.per
+            of_sessions = frozenset(self.roles) if per.is_of_sessions else None
             yield Quota(
                 entry.name,
                 place,
                 unit,
                 limit,
                 entry.every,
-                entry.per,
+                per,
                 entry.rules,
-                entry.clients,
+                entry.clients or of_sessions,
+                label,
             )
 
     def prices(self) -> Iterator[Price]:
@@ -619,7 +657,16 @@ class _Maker:
                 credentials=entry.credentials,
                 observed=entry.observed,
                 body=sent_body(entry),
+                session=self._session(entry.session),
             )
+
+    def _session(self, entry: schema.TestedSessionEntry | None) -> Session | None:
+        if entry is None:
+            return None
+        values = {name: tuple(given) for name, given in (entry.variables or {}).items()}
+        with suppress(PatternError):  # found by `role_faults.conflicts`
+            values = self.roles[entry.role].check(values)
+        return Session.assumed(entry.role, values, entry.labels)
 
     def _place(self, *steps: str | int) -> Location:
         return self.document.locate(steps)
@@ -640,11 +687,19 @@ def _rules_of(named: Iterable[Preset], shipped: Mapping[str, _Maker]) -> Iterato
 
 def _match(
     entry: schema.MatchFields | schema.UpstreamEntry | schema.GrantEntry,
+    roles: Mapping[str, Role] | None = None,
 ) -> Match:
     """Return the matching fields of an entry: those that it has by the names of
     `Match`.
+
+    A variable stands for the hosts that any session of its roles may name.
     """
     given = {name: value for name, value in entry if name in _MATCHING}
+    if roles and given.get("hosts"):
+        named = [
+            roles[name] for name in sorted(given["clients"] or ()) if name in roles
+        ]
+        given["hosts"] = tuple(_ceilings(given["hosts"], named))
     if given.get("query"):
         given["query"] = tuple(
             QueryPattern(key, pattern) for key, pattern in given["query"].items()
@@ -652,8 +707,25 @@ def _match(
     return Match(**given)
 
 
-def _rule_match(entry: schema.RuleEntry) -> Match:
-    match = _match(entry)
+def _ceilings(
+    patterns: Iterable[HostPattern], roles: Iterable[Role]
+) -> Iterator[HostPattern]:
+    for pattern in patterns:
+        if pattern.variable is None:
+            yield pattern
+            continue
+        variables = (role.variable(pattern.variable) for role in roles)
+        within = (one for variable in variables if variable for one in variable.within)
+        for ceiling in dict.fromkeys(within):
+            yield replace(
+                ceiling,
+                text=f"{pattern.text} within {ceiling.text}",
+                variable=pattern.variable,
+            )
+
+
+def _rule_match(entry: schema.RuleEntry, roles: Mapping[str, Role]) -> Match:
+    match = _match(entry, roles)
     # plain http has no TLS
     return match if entry.tls is None else replace(match, schemes=frozenset({"https"}))
 
@@ -724,6 +796,8 @@ def _source(entry: schema.SecretEntry, folder: Path) -> secret_sources.SecretSou
         return secret_sources.GitHubAppSource(
             **fields, permissions=permissions, ca=_under(folder, entry.github_app.ca)
         )
+    if entry.session:
+        return secret_sources.SessionSource()
     return secret_sources.EnvironmentSource(entry.env or "")
 
 

@@ -660,7 +660,7 @@ _KEYS_OF_PRIVATE = frozenset(
     keys access_key_id secret_access_key session_token region service
     file env username password command run timeout refresh
     oauth2 token_url grant client_id client_secret client_auth refresh_token scope audience ca
-    github_app app_id installation_id private_key repositories permissions api_url
+    session github_app app_id installation_id private_key repositories permissions api_url
     """.split()  # noqa: SIM905 - one a line is longer
 )
 _MEANINGS = {

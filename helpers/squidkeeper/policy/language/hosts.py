@@ -35,12 +35,15 @@ class HostForm(StrEnum):
 class HostPattern:
     """A host pattern: a form and a name, or a network; `name` is empty for a network
     and for any host.
+
+    With `variable` it stands for those of its hosts alone that a session names.
     """
 
     text: str
     form: HostForm
     name: str = ""
     network: Network | None = None
+    variable: str | None = None
 
     @property
     def key(self) -> str:

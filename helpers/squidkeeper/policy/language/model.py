@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Self
 
 from squidkeeper.base.faults import Location
-from squidkeeper.policy.language.bodies import Body, WrittenPush
+from squidkeeper.policy.language.bodies import Body, GitBody, WrittenPush
 from squidkeeper.policy.language.exact_urls import ExactUrl
 from squidkeeper.policy.language.forms import Form
 from squidkeeper.policy.language.host_lists import HostList
@@ -22,6 +22,7 @@ from squidkeeper.policy.language.paths import PathPattern
 from squidkeeper.policy.language.prices import NO_PRICES, Metering, Prices
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Quota
+from squidkeeper.policy.language.roles import Role, Session
 from squidkeeper.policy.language.schedules import Schedule
 from squidkeeper.policy.language.secret_sources import NamedSecret
 from squidkeeper.policy.url import Address, Host
@@ -189,7 +190,7 @@ class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for e
 
     `method` is None for the CONNECT of a tunnel, where any may follow, and empty for
     one that no entry names; one that differs from a named one only in its case is in
-    lower case.
+    lower case. The role of a `session` is one of the clients.
     """
 
     clients: tuple[str, ...]
@@ -197,6 +198,7 @@ class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for e
     scheme: str
     host: Host
     port: int
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,13 @@ class Match:
     paths: tuple[PathPattern, ...] | None = None
     query: tuple[QueryPattern, ...] | None = None
     urls: tuple[ExactUrl, ...] | None = None  # of a grant alone
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables of sessions that its hosts and paths name."""
+        hosts = (pattern.variable for pattern in self.hosts or ())
+        paths = (name for pattern in self.paths or () for name in pattern.variables)
+        return frozenset((*filter(None, hosts), *paths))
 
     @property
     def any_host(self) -> bool:
@@ -299,6 +308,12 @@ class Rule:
     when: Schedule | None = None
     body: Body | None = None
     meter: Metering | None = None
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables of sessions that it names."""
+        refs = self.body.variables if isinstance(self.body, GitBody) else frozenset()
+        return self.match.variables | refs
 
     @property
     def certain(self) -> bool:
@@ -389,6 +404,11 @@ class Rewrite:
     redirect: int | None = None
     private: bool = False
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables of sessions that it names."""
+        return self.match.variables
+
 
 @dataclass(frozen=True, slots=True)
 class Parent:
@@ -448,6 +468,11 @@ class Credential:
     form: Form
     placeholder: str | None = None  # what clients send instead of the value
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables of sessions that it names."""
+        return self.match.variables
+
 
 Entry = Rule | Rewrite | Credential
 AnyEntry = Entry | Route
@@ -487,6 +512,7 @@ class PolicyTest:
     credentials: tuple[str, ...] | None = None
     observed: str | None = None
     body: bytes | WrittenPush | None = None
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,7 +529,8 @@ class ReloadGate:
 class Policy:
     """A policy. `revision` is the hash of the files that it was built from.
 
-    `grants` are asked where the default or an ask rule would decide. `ask_default` has
+    At an address of `session_networks` only sessions may ask. `grants` are asked where
+    the default or an ask rule would decide. `ask_default` has
     the default ask. `watch` is where it says that requests are searched for its secrets
     and canaries; None where they are not. `observe_default` is where it says that what
     no rule decides is allowed, and recorded as what would be denied.
@@ -516,6 +543,8 @@ class Policy:
     observe_default: Location | None = None
     contact: str | None = None
     clients: tuple[Client, ...] = ()
+    roles: tuple[Role, ...] = ()
+    session_networks: tuple[Network, ...] = ()
     rules: Sequence[Rule] = ()  # the operator's, and below them those of presets
     presets: tuple[Preset, ...] = ()
     grants: tuple[Rule, ...] = ()

@@ -2,9 +2,11 @@
 expressions.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +18,12 @@ from squidkeeper.policy.language.globs import (
     Matcher,
     compile_regex,
     glob_matcher,
+)
+from squidkeeper.policy.language.variables import (
+    REFERENCE,
+    VariableValues,
+    named_variables,
+    with_values,
 )
 from squidkeeper.policy.url import Reading, ReadPath, normalize_escapes, read
 
@@ -46,6 +54,8 @@ class Beginning(NamedTuple):
 class PathPattern:
     """A path pattern: a glob, or a `regex:` whose named groups can be used in the
     target of a rewrite.
+
+    A glob with `variables` matches nothing until it has the values of a session.
     """
 
     text: str
@@ -56,6 +66,7 @@ class PathPattern:
     _matchers: dict[str, Matcher] = field(
         default_factory=dict, repr=False, compare=False
     )
+    variables: tuple[str, ...] = ()
 
     @property
     def everything(self) -> bool:
@@ -67,7 +78,7 @@ class PathPattern:
         """What decides about a path that has one reading; None where more than its
         beginning does.
         """
-        if self._regex is not None:
+        if self._regex is not None or self.variables:
             return None
         literal, *rest = self.parts(Reading.SENT)
         if literal in _WILDCARDS or rest not in ([], [OVER_SEGMENTS]):
@@ -81,14 +92,20 @@ class PathPattern:
 
     def parts(self, reading: Reading) -> tuple[str, ...]:
         """Return a glob's literal texts and wildcards, as they are compared with this
-        reading of a path.
+        reading of a path. A variable stands for any text.
         """
-        return tuple(_PART.findall(_read_glob(self.text, reading)))
+        return tuple(_PART.findall(_read_glob(_any_values(self.text), reading)))
+
+    def with_values(self, values: VariableValues) -> Iterator[PathPattern]:
+        """Yield the globs that it stands for where its variables have these values."""
+        return map(PathPattern, with_values(self.text, values))
 
     def match(self, path: ReadPath) -> Mapping[str, str] | None:
         """Match a whole path; gives the named groups, or None where it does
         not match.
         """
+        if self.variables:
+            return None
         if self._regex is None:
             matches = self._matchers.get(path.reading) or self._matcher(path.reading)
             return {} if matches(path.path) else None
@@ -112,7 +129,12 @@ class PathPattern:
 
 def parse_path_pattern(text: str) -> PathPattern:
     """Parse a path pattern; `PatternError` where it is none, or can never match."""
+    variables = named_variables(text)
     if text.startswith(_REGEX):
+        if variables:
+            raise PatternError(
+                f"path pattern {text!r} names a variable of sessions in an expression, expected it in a glob"
+            )
         return _parse_regex(text)
     if not text.startswith(("/", "**")):
         raise PatternError(
@@ -134,7 +156,7 @@ def parse_path_pattern(text: str) -> PathPattern:
         Reading if "%" in text else ()
     ):  # nothing but an escape can fail to be read
         _check_readable(text, reading)
-    return PathPattern(text)
+    return PathPattern(text, variables=variables)
 
 
 def _parse_regex(text: str) -> PathPattern:
@@ -199,6 +221,10 @@ def _check_readable(text: str, reading: Reading) -> None:
         _read_glob(text, reading)
     except InvalidUrl as error:
         raise PatternError(f"path pattern {text!r} can never match: {error}") from error
+
+
+def _any_values(text: str) -> str:
+    return REFERENCE.sub("**", text)
 
 
 def _read_glob(text: str, reading: Reading) -> str:

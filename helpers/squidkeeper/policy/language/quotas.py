@@ -66,6 +66,13 @@ class Counted(StrEnum):
     CLIENT = "client"
     RULE = "rule"
     ALL = "all"
+    SESSION = "session"
+    LABEL = "label"
+
+    @property
+    def is_of_sessions(self) -> bool:
+        """Whether sessions alone are counted."""
+        return self in (Counted.SESSION, Counted.LABEL)
 
 
 class Window(StrEnum):
@@ -103,7 +110,7 @@ class Quota:
     """A quota.
 
     `rules` and `clients` name what it is for: the rule that allowed, and who asked.
-    None: all.
+    None: all. One for each session or `label` has roles as `clients`.
     """
 
     name: str
@@ -114,6 +121,7 @@ class Quota:
     per: Counted
     rules: frozenset[str] | None = None
     clients: frozenset[str] | None = None
+    label: str | None = None
 
     def holds_for(self, clients: tuple[str, ...]) -> bool:
         """Whether it is for a request of these clients."""
@@ -128,7 +136,9 @@ class Quota:
     @property
     def text(self) -> str:
         """The quota as people read it: `600 requests a minute for each client`."""
-        return f"{self.amount} {_EVERY[self.window]} {_FOR[self.per]}"
+        return (
+            f"{self.amount} {_EVERY[self.window]} {_FOR[self.per].format(self.label)}"
+        )
 
     @property
     def amount(self) -> str:
@@ -168,6 +178,15 @@ def shown_cost(count: int) -> str:
     return f"{whole:,}.{f'{part:06}'.rstrip('0').ljust(2, '0')}"
 
 
+def parse_counted(text: str) -> tuple[Counted, str | None]:
+    """Parse `per` of a quota: what one count is kept for, and which label."""
+    if (match := _LABEL.fullmatch(text)) is not None:
+        return Counted.LABEL, match[1]
+    if text in _NAMED_ALONE:
+        return Counted(text), None
+    raise PatternError("expected one of client, rule, all, session, label:NAME")
+
+
 def parse_size(text: str) -> int:
     """Parse a number of bytes, such as 500MB; `PatternError` with the bounds."""
     match = _SIZE.fullmatch(text)
@@ -179,6 +198,8 @@ def parse_size(text: str) -> int:
     return size
 
 
+_NAMED_ALONE: Final = frozenset(Counted) - {Counted.LABEL}
+_LABEL: Final = re.compile(r"label:([a-z][a-z0-9_.-]{0,62})")
 _EVERY = {
     Window.MINUTE: "a minute",
     Window.HOUR: "an hour",
@@ -199,4 +220,6 @@ _FOR = {
     Counted.CLIENT: "for each client",
     Counted.RULE: "for each rule",
     Counted.ALL: "for all together",
+    Counted.SESSION: "for each session",
+    Counted.LABEL: "for each {} of sessions",
 }

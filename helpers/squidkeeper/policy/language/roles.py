@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from hashlib import sha256
+from typing import Final, Self
 
 import re2
 
@@ -28,7 +29,11 @@ LONGEST_VALUE: Final = 256  # characters
 VALUES_AT_MOST: Final = 100
 SHORTEST_TTL: Final = 60  # seconds
 LONGEST_TTL: Final = 30 * 86_400
-REFERENCE: Final = re.compile(r"\{session\.([a-z][a-z0-9_]{0,31})\}")
+LONGEST_BY_DEFAULT: Final = 8 * 3600
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_TTL: Final = re.compile(r"([0-9]{1,6})([mhd])")
+_SECONDS: Final = {"m": 60, "h": 3600, "d": 86_400}
+_SHOWN: Final = 100
 _IN_NO_PATH: Final = re.compile(r"[^!$&'()+,\-./0-9:;=@A-Z\[\]_a-z~]")
 
 
@@ -102,6 +107,26 @@ def _host_within(value: str, within: Sequence[HostPattern]) -> str:
     return pattern.name
 
 
+def parse_variable_name(text: str) -> str:
+    """Parse the name of a variable."""
+    if _NAME.fullmatch(text) is None:
+        raise PatternError(
+            f"variable {text[:_SHOWN]!r} is not up to 32 of a-z, 0-9 and '_' that begin with a letter"
+        )
+    return text
+
+
+def parse_ttl(text: str) -> int:
+    """Parse how long a session lives at most, into seconds."""
+    match = _TTL.fullmatch(text)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not SHORTEST_TTL <= seconds <= LONGEST_TTL:
+        raise PatternError(
+            f"{text[:_SHOWN]!r} is not a time from 1m to 30d, expected one such as 30m, 8h or 2d"
+        )
+    return seconds
+
+
 def parse_pattern(text: str) -> str:
     """Check the RE2 expression of a variable; `PatternError` where it is none."""
     try:
@@ -118,7 +143,11 @@ class Role:
     name: str
     location: Location
     variables: tuple[Variable, ...] = ()
-    ttl: int = 8 * 3600
+    ttl: int = LONGEST_BY_DEFAULT
+
+    def variable(self, name: str) -> Variable | None:
+        """Return a variable of the role."""
+        return next((one for one in self.variables if one.name == name), None)
 
     def check(self, values: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         """Return the values of every variable in their one spelling; `PatternError`
@@ -137,7 +166,8 @@ class Session:
     """A session, as the engine knows it.
 
     `number` is never used twice. `stamp` is another one after each change of the
-    session. `values` are those of its variables.
+    session, and that of no other session: what is kept for a session has it in its key.
+    `values` are those of its variables.
     """
 
     number: int
@@ -145,6 +175,22 @@ class Session:
     role: str
     values: Mapping[str, tuple[str, ...]]
     stamp: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def assumed(
+        cls,
+        role: str,
+        values: Mapping[str, tuple[str, ...]],
+        labels: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make a session that nobody has created, as of a test of the policy.
+
+        Its number and its stamp are below 0.
+        """
+        content = repr((role, sorted(values.items()), sorted((labels or {}).items())))
+        number = -int(sha256(content.encode()).hexdigest()[:15], 16) - 1
+        return cls(number, "", role, values, number, labels or {})
 
     def holds_host(self, variable: str, host: Host) -> bool:
         """Whether a host is one of the values of a variable."""

@@ -77,7 +77,16 @@ from squidkeeper.policy.language.quotas import (
     Counted,
     QuotaUnit,
     Window,
+    parse_counted,
     parse_size,
+)
+from squidkeeper.policy.language.roles import (
+    LONGEST_BY_DEFAULT,
+    VALUES_AT_MOST,
+    VariableType,
+    parse_pattern,
+    parse_ttl,
+    parse_variable_name,
 )
 from squidkeeper.policy.language.schedules import (
     Hours,
@@ -91,6 +100,7 @@ from squidkeeper.policy.language.upstreams import (
     parse_upstream_name,
     parse_upstream_url,
 )
+from squidkeeper.policy.language.variables import BEGINNING, REFERENCE
 from squidkeeper.policy.url import Address, Host, parse_address
 
 T = TypeVar("T")
@@ -106,7 +116,8 @@ class Names:
     names are in no fault: keys of `secrets` without a mapping, which may be values.
     """
 
-    clients: frozenset[str] = frozenset()
+    clients: frozenset[str] = frozenset()  # roles are among them
+    roles: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     rules: frozenset[str] = frozenset()
     grants: frozenset[str] = frozenset()
@@ -467,13 +478,42 @@ def _version(value: object) -> int:  # pydantic's Literal[1] takes true
     return value
 
 
+def _matched_host(value: object) -> HostPattern:
+    """Read a host pattern, or the variable of sessions that stands for hosts."""
+    text = _some_text(value)
+    if BEGINNING not in text:
+        return _host(text)
+    if (reference := REFERENCE.fullmatch(text)) is None:
+        message = f"host pattern {text!r} is no variable alone, expected one such as {{session.docs}}"
+        raise _fault(FaultCode.INVALID_HOST, message)
+    return HostPattern(text, HostForm.EXACT, variable=reference[1])
+
+
+def _within(value: object) -> HostPattern:
+    """Read a pattern of which hosts a session may name."""
+    pattern = _host(value)
+    if pattern.network is not None:
+        message = f"{pattern.text!r} is no pattern of host names, which the values of a variable are"
+        raise _fault(FaultCode.INVALID_HOST, message)
+    if pattern.form is HostForm.ANY or pattern.covers_top_level:
+        message = f"host pattern {pattern.text!r} is too wide for a variable, expected the hosts that sessions may name"
+        raise _fault(FaultCode.TOO_WIDE, message)
+    return pattern
+
+
+def _session_secret(value: object) -> bool:
+    if value is not True:
+        raise _wrong_type("true (or the key left out)")
+    return True
+
+
 def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
     if isinstance(value, str) and value.startswith("!"):
         raise _fault(
             FaultCode.INVALID_HOST,
             f"host pattern {value!r} cannot exclude hosts, {_RULE_ABOVE}",
         )
-    pattern = _host(value)
+    pattern = _matched_host(value)
     if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
         message = f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {NARROWER}"
         raise _fault(FaultCode.TOO_WIDE, message)
@@ -486,6 +526,11 @@ def _granted_host(value: object) -> HostPattern:
         message = f"host pattern {pattern.text!r} is too wide for a grant, expected the hosts that it is for"
         raise _fault(FaultCode.TOO_WIDE, message)
     return pattern
+
+
+def _injected_host(value: object) -> HostPattern:
+    pattern = _matched_host(value)
+    return pattern if pattern.variable else _credential_host(value)
 
 
 def _credential_host(value: object) -> HostPattern:
@@ -592,6 +637,13 @@ def _bound(value: object) -> float:
     if number is None:
         raise _wrong_type("a number")
     return number
+
+
+def _counted(value: object) -> tuple[Counted, str | None]:
+    try:
+        return parse_counted(str(value))
+    except PatternError as error:
+        raise _wrong_type(str(error).removeprefix("expected ")) from None
 
 
 def _counted_rule(value: object, info: ValidationInfo) -> str:
@@ -710,6 +762,7 @@ def _tested_body(value: object) -> bytes:
 _VERDICTS = (str(Action.ALLOW), str(Action.DENY))
 _SECTIONS = {
     "client": "clients",
+    "role": "roles",
     "list": "lists",
     "rule": "rules",
     "rule or verdict": "rules",
@@ -763,6 +816,8 @@ KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
 CredentialHost = Annotated[HostPattern, PlainValidator(_credential_host)]
+InjectedHost = Annotated[HostPattern, PlainValidator(_injected_host)]
+KnownRole = Annotated[str, _known("roles", "role")]
 HeaderName = Annotated[str, _parsed(FaultCode.INVALID_HEADER, parse_injected_header)]
 ParameterName = Annotated[str, _parsed(FaultCode.INVALID_QUERY, parse_parameter)]
 ValueBeside = Annotated[str, PlainValidator(_value_beside)]
@@ -838,6 +893,27 @@ class ClientEntry(_Model):
     connections: Word[Literal["own"]] | None = None
 
 
+class VariableEntry(_Model):
+    """What the values of a variable may be."""
+
+    type: Member[VariableType]
+    pattern: (
+        Annotated[str, _parsed(FaultCode.INVALID_VARIABLE, parse_pattern)] | None
+    ) = None
+    within: Many[Annotated[HostPattern, PlainValidator(_within)]] | None = None
+    many: Annotated[int, _number(VALUES_AT_MOST)] = 1
+
+
+VariableName = Annotated[str, _parsed(FaultCode.INVALID_VARIABLE, parse_variable_name)]
+
+
+class RoleEntry(_Model):
+    """What a session may be."""
+
+    variables: dict[VariableName, VariableEntry] | None = None
+    ttl: Annotated[int, _parsed(FaultCode.INVALID_TIME, parse_ttl)] = LONGEST_BY_DEFAULT
+
+
 class ListEntry(_Model):
     """A long host list in a file of its own."""
 
@@ -889,6 +965,7 @@ class SecretEntry(_Model):
     command: CommandEntry | None = None
     oauth2: OAuth2Entry | None = None
     github_app: GitHubAppEntry | None = None
+    session: Annotated[bool, PlainValidator(_session_secret)] | None = None
     hosts: Many[CredentialHost] | None = None
 
 
@@ -1055,12 +1132,7 @@ class RewriteEntry(MatchFields):
     """A rewrite."""
 
     name: Name
-    hosts: (
-        Many[
-            Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]
-        ]
-        | None
-    ) = None
+    hosts: Many[Annotated[HostPattern, PlainValidator(_matched_host)]] | None = None
     to: Annotated[Target, PlainValidator(_to)]
     redirect: Literal[301, 302, 303, 307, 308] | None = None
     private: bool = False
@@ -1087,7 +1159,7 @@ class CredentialEntry(MatchFields):
     """A credential."""
 
     name: Name
-    hosts: Many[CredentialHost]
+    hosts: Many[InjectedHost]
     header: HeaderName | None = None
     bearer: KnownSecret | None = None
     basic: Basic | None = None
@@ -1136,7 +1208,7 @@ class QuotaEntry(_Model):
     """How much may be used in a time."""
 
     name: Name
-    per: Member[Counted]
+    per: Annotated[tuple[Counted, str | None], PlainValidator(_counted)]
     clients: Several[KnownClient] | None = None
     rules: Several[Annotated[str, PlainValidator(_counted_rule)]] | None = None
     requests: CountAtMost | None = None
@@ -1184,6 +1256,23 @@ class PushEntry(_Model):
     options: Many[NameGlob] | None = None
 
 
+class TestedSessionEntry(_Model):
+    """The session of a test."""
+
+    role: KnownRole
+    variables: (
+        dict[
+            VariableName,
+            Annotated[
+                Many[Annotated[str, PlainValidator(_some_text)]],
+                BeforeValidator(_one_or_many),
+            ],
+        ]
+        | None
+    ) = None
+    labels: dict[Name, Annotated[str, PlainValidator(_some_text)]] | None = None
+
+
 class TestEntry(_Model):
     """A test of the policy."""
 
@@ -1200,6 +1289,7 @@ class TestEntry(_Model):
     observed: Annotated[str, PlainValidator(_tested_observed)] | None = None
     body: Annotated[bytes, PlainValidator(_tested_body)] | None = None
     push: PushEntry | None = None
+    session: TestedSessionEntry | None = None
 
 
 class PolicyFile(_Model):
@@ -1208,6 +1298,11 @@ class PolicyFile(_Model):
     version: Annotated[int, PlainValidator(_version)]
     defaults: Defaults | None = None
     clients: dict[Name, ClientEntry] | None = None
+    roles: dict[Name, RoleEntry] | None = None
+    session_networks: (
+        Many[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]]
+        | None
+    ) = None
     lists: dict[Name, ListEntry] | None = None
     rules: list[RuleEntry] | None = None
     presets: list[Annotated[PresetEntry, BeforeValidator(_preset_fields)]] | None = None
@@ -1462,7 +1557,7 @@ def _choosing(
 
 
 _KEYS_OF_FILE = _keys_of(PolicyFile)
-NAMED_BY_KEY = ("clients", "lists", "secrets", "canaries")
+NAMED_BY_KEY = ("clients", "roles", "lists", "secrets", "canaries")
 _MATCHING = ("rules", "grants", "rewrites", "credentials", "upstreams")
 _LISTED = (*_MATCHING, "quotas")
 _DEFINING: dict[str, type] = {
@@ -1478,6 +1573,7 @@ _EXCEPTIONS = ("except", "not", "exclude")
 _ENTRIES: dict[str, type[_Model]] = {
     "defaults": Defaults,
     "clients": ClientEntry,
+    "roles": RoleEntry,
     "lists": ListEntry,
     "rules": RuleEntry,
     "presets": PresetEntry,
@@ -1505,10 +1601,11 @@ _NESTED: dict[str, type[_Model]] = {
     "git": GitEntry,
     "push": PushEntry,
     "mcp": McpEntry,
+    "session": TestedSessionEntry,
 }
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
-    "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
+    "secrets": (("file", "env", "command", "oauth2", "github_app", "session"), False),
     "credentials": (
         ("bearer", "basic", "value", "headers", "parameters", "aws_sigv4"),
         False,
@@ -1542,7 +1639,9 @@ _EXPECTED = {
     "bool_type": "true or false",
 }
 _OF = {
-    "per": ", expected client, rule or all",
+    "per": ", expected client, rule, all, session or label:NAME",
+    "type": ", expected path or hosts",
+    "role": ", expected the role of the session",
     "every": ", expected minute, hour, day, week or month",
     "version": ", expected 'version: 1' in each file",
     "hosts": ", expected the hosts that the credential is for",

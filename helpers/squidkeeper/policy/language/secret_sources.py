@@ -48,6 +48,14 @@ class CommandSource:
         return f"command {self.run[0]}"
 
 
+@dataclass(frozen=True, slots=True)
+class SessionSource:
+    """Each session brings a value of its own."""
+
+    def __str__(self) -> str:
+        return "session"
+
+
 class Grant(StrEnum):
     """How an OAuth2 token is asked for (RFC 6749)."""
 
@@ -104,7 +112,7 @@ class GitHubAppSource:
 
 # fetched by `squidkeeper secrets`
 FetchedSource = CommandSource | OAuth2Source | GitHubAppSource
-SecretSource = FileSource | EnvironmentSource | FetchedSource
+SecretSource = FileSource | EnvironmentSource | SessionSource | FetchedSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.url import (
     Host,
     address_host,
@@ -66,7 +67,7 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     server name, before it splices the tunnel. `login` is the ID of the token that
     `user` logged in with; None stands for another login, or none. `tunnel` is the mode
     of the tunnel that it came through; None where there is none, or no one has stated
-    it.
+    it. `session` is who asks, where a session does.
     """
 
     method: str
@@ -80,6 +81,7 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     spliced: bool = False
     login: str | None = None
     tunnel: TunnelMode | None = None
+    session: Session | None = None
 
 
 def tunnel_tag(authority: str, mode: TunnelMode) -> str:

@@ -44,6 +44,7 @@ from squidkeeper.policy.language.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.language.prices import Metering, Price, Prices
 from squidkeeper.policy.language.queries import QueryPattern
 from squidkeeper.policy.language.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.policy.language.roles import Role, Variable, VariableType
 from squidkeeper.policy.language.schedules import Hours, Schedule
 from squidkeeper.policy.url import Host, Url
 
@@ -177,6 +178,7 @@ _KINDS: Final = (
             QuotaUnit,
             Counted,
             Window,
+            VariableType,
             secret_sources.Grant,
             secret_sources.ClientAuth,
         ),
@@ -221,6 +223,9 @@ _KINDS: Final = (
             secret_sources.CommandSource,
             secret_sources.OAuth2Source,
             secret_sources.GitHubAppSource,
+            secret_sources.SessionSource,
+            Variable,
+            Role,
             secret_sources.NamedSecret,
             Policy,
         ),

@@ -36,7 +36,7 @@ from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.language.model import Policy, Rule
 from squidkeeper.policy.published.codec import decode, encode
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 LARGEST_BYTES: Final = 256 << 20
 _MAGIC: Final = f"sqkpol{FORMAT:02}".encode()
 _HEAD: Final = struct.Struct(">8s32sQ")
@@ -61,6 +61,7 @@ class _Contents(msgspec.Struct, array_like=True, frozen=True):
     methods: list[str]
     reads_bodies: bool
     meters: bool
+    of_variables: list[int]
     lists: dict[str, str]  # the digest of each, by name
     places: bytes  # where each list is named
     needs: list[str]
@@ -125,6 +126,7 @@ def write_publication(
         methods=sorted(index.methods),
         reads_bodies=index.reads_bodies,
         meters=index.meters,
+        of_variables=sorted(index.of_variables),
         lists={name: hosts.digest for name, hosts in source.lists.items()},
         places=encode({name: hosts.location for name, hosts in source.lists.items()}),
         needs=sorted(needs),
@@ -187,6 +189,7 @@ def _compiled(
         methods=frozenset(contents.methods),
         reads_bodies=contents.reads_bodies,
         meters=contents.meters,
+        of_variables=frozenset(contents.of_variables),
         needs=frozenset(contents.needs),
     )
     settings: Policy = decode(contents.settings)

@@ -111,6 +111,8 @@ class SecretStore:
                 return partial(self._from_environment, name, variable)
             case secret_sources.FileSource(path):
                 return partial(self._from_file, name, str(path))
+            case secret_sources.SessionSource():
+                return partial(_of_no_session, name)
             case _:
                 return partial(self._from_fetched, name, source)
 
@@ -216,6 +218,12 @@ def _state_of(name: str, path: str | Path, where: str) -> _State:
         return _state(os.stat(path))
     except OSError as error:
         raise _unreadable(name, where, error) from error
+
+
+def _of_no_session(name: str) -> Secret:
+    raise SecretUnavailable(
+        FaultCode.SECRET_UNSET, f"secret {name}: each session brings its own value"
+    )
 
 
 def _read_file(name: str, path: str | Path, where: str) -> tuple[_State, bytes]:

@@ -145,7 +145,7 @@ def holder(quota: Quota, address: str, user: str | None, rule: str) -> str:
     has one count, from whichever address. None without a login.
     """
     match quota.per:
-        case Counted.CLIENT:
+        case Counted.CLIENT | Counted.SESSION | Counted.LABEL:
             return client_network(address) if user is None else f"user:{user}"
         case Counted.RULE:
             return f"rule:{rule}"

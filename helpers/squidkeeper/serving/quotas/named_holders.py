@@ -13,8 +13,10 @@ from squidkeeper.serving.quotas.counts import holder
 def named_holders(quota: Quota, policy: Policy) -> set[str]:
     """Name the holders of a quota: its rules, or clients with a login or an address.
 
-    An address within a larger network is not named.
+    An address within a larger network is not named, and no session.
     """
+    if quota.per.is_of_sessions:
+        return set()
     if quota.per is not Counted.CLIENT:
         rules = quota.rules or {DEFAULT_RULE, *(rule.name for rule in policy.rules)}
         return {holder(quota, "", None, rule) for rule in rules}

@@ -1,6 +1,7 @@
 """Which of many entries hold for every host of another one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.hosts import HostForm, HostPattern, Network, host_keys
@@ -9,7 +10,16 @@ from squidkeeper.policy.url import Host
 
 
 class CoveringIndex(HostIndex):
-    """Entries by their hosts, for lookups of wider ones."""
+    """Entries by their hosts, for lookups of wider ones.
+
+    One whose hosts a session names is wider than none.
+    """
+
+    def add(self, position: int, match: Match) -> None:
+        """Add the entry at a position, with the hosts that the policy names."""
+        named = match.hosts and tuple(one for one in match.hosts if not one.variable)
+        if named or not match.hosts:
+            super().add(position, replace(match, hosts=named))
 
     def covering(self, match: Match) -> list[int]:
         """List, in the policy's order, the positions of the entries that hold for every

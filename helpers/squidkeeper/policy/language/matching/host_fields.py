@@ -74,7 +74,12 @@ def patterns_overlap(one: HostPattern, two: HostPattern) -> bool:
 
 
 def pattern_covers(wide: HostPattern, narrow: HostPattern) -> bool:
-    """Whether a pattern matches every host that another one matches."""
+    """Whether a pattern matches every host that another one matches.
+
+    A variable covers nothing: a session may name none of its hosts.
+    """
+    if wide.variable is not None:
+        return False
     if HostForm.ANY in (wide.form, narrow.form):
         return wide.form is HostForm.ANY
     if wide.network is not None and narrow.network is not None:

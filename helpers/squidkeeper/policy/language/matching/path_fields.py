@@ -27,11 +27,12 @@ def share_a_path(one: AnyEntry, two: AnyEntry, _: Mapping[str, HostList]) -> boo
 
 
 def cover_paths(wide: AnyEntry, narrow: AnyEntry) -> bool:
-    """Whether the wide entry has each pattern of the narrow one."""
+    """Whether the wide entry has each pattern of the narrow one, without variables."""
     if wide.match.any_path:
         return True
     patterns = narrow.match.paths
-    return patterns is not None and {*patterns} <= {*(wide.match.paths or ())}
+    plain = {pattern for pattern in wide.match.paths or () if not pattern.variables}
+    return patterns is not None and {*patterns} <= plain
 
 
 def _may_both_match(one: PathPattern, two: PathPattern) -> bool:
