@@ -139,6 +139,7 @@ ONLY_CHECK_FINDS = {
     "name-with-a-tab",
     "passthrough-conflicts",
     "reserved-and-strange-names",
+    "sessions-without-roles",
     "shared-connections",
     "token-of-two-clients",
     "unknown-references",

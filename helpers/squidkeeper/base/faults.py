@@ -83,6 +83,7 @@ class FaultCode(StrEnum):
     UNMATCHABLE_REGEX = "unmatchable-regex"
     RULE_LAPSED = "rule-lapsed"
     WHEN_NEVER = "when-never"
+    CLIENT_HIDDEN = "client-hidden"
     GRANT_FOR_NOBODY = "grant-for-nobody"
     QUOTA_NEVER = "quota-never"
     QUOTA_BELOW_RESERVE = "quota-below-reserve"

@@ -170,7 +170,7 @@ def _obstacles_by_others(policy: CompiledPolicy, facts: HostFacts) -> Iterator[s
     if policy.may_be_fetched_for(facts.host):
         yield "a rewrite is for this host, or leads to it"
     source = policy.source
-    everyone = facts._replace(clients=tuple(client.name for client in source.clients))
+    everyone = facts._replace(clients=source.client_names, session=None)
     rules = [source.rules[position] for position in policy.rules.positions(facts.host)]
     rules += (
         source.grants[position] for position in policy.grants.positions(facts.host)

@@ -16,6 +16,7 @@ from squidkeeper.policy.language import (
     local_setup,
     meter_faults,
     passthrough,
+    role_faults,
     schema,
     secret_sources,
     sharing,
@@ -111,6 +112,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *entry_faults.entry_faults(documents),
         *body_faults.entry_faults(documents),
         *grants.entry_faults(documents),
+        *role_faults.entry_faults(documents),
         *_upstream_faults(documents),
         *local_setup.entry_faults(documents, contents.local),
     }
@@ -126,6 +128,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         meter_faults.conflicts,
         grants.conflicts,
         entry_faults.conflicts,
+        role_faults.conflicts,
         local_setup.conflicts,
     )
     if found := sorted(chain.from_iterable(check(policy) for check in checks)):

@@ -54,6 +54,8 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_shadowed(policy, now),
                 *narrowing_nothing(policy, now),
                 *_unused(policy),
+                *_unused_variables(policy),
+                *_hidden_clients(policy),
                 *_every_host(policy),
                 *_public_suffixes(policy),
                 *_unopened_addresses(policy),
@@ -186,6 +188,7 @@ def _unused(policy: Policy) -> Iterator[Fault]:
             {client.name: client.location for client in policy.clients},
             clients,
         ),
+        ("role", {role.name: role.location for role in policy.roles}, clients),
         (
             "list",
             {name: hosts.location for name, hosts in policy.lists.items()},
@@ -201,6 +204,43 @@ def _unused(policy: Policy) -> Iterator[Fault]:
         for name, location in defined.items():
             if name not in used:
                 yield Fault(location, FaultCode.UNUSED, f"{kind} {name!r} is not used")
+
+
+def _unused_variables(policy: Policy) -> Iterator[Fault]:
+    for role in policy.roles:
+        used = {
+            name
+            for entry in policy.entries
+            if role.name in (entry.match.clients or ())
+            for name in entry.variables
+        }
+        for variable in role.variables:
+            if variable.name not in used:
+                message = (
+                    f"variable {variable.name!r} of role {role.name!r} is not used"
+                )
+                yield Fault(role.location, FaultCode.UNUSED, message)
+
+
+def _hidden_clients(policy: Policy) -> Iterator[Fault]:
+    """Find the clients by address alone where only sessions open anything."""
+    for client in policy.clients:
+        if client.users is not None or client.tokens is not None:
+            continue
+        hidden = [
+            network
+            for network in client.networks or ()
+            if any(
+                network.version == own.version and network.overlaps(own)
+                for own in policy.session_networks
+            )
+        ]
+        if hidden:
+            message = f"client {client.name!r} has addresses of session_networks ({hidden[0]})"
+            effect = "where nothing is open without a session"
+            yield Fault(
+                client.location, FaultCode.CLIENT_HIDDEN, f"{message}, {effect}"
+            )
 
 
 def _all(groups: Iterable[Iterable[str] | None]) -> set[str]:

@@ -580,6 +580,14 @@ class Policy:
         return any(rule.meter is not None for rule in self.rules)
 
     @property
+    def client_names(self) -> tuple[str, ...]:
+        """The names that may stand in `clients`: those of clients, then of roles."""
+        return (
+            *(client.name for client in self.clients),
+            *(role.name for role in self.roles),
+        )
+
+    @property
     def users(self) -> frozenset[str]:
         """The proxy users that it names: with `users`, or as clients with tokens."""
         named = (

@@ -131,7 +131,7 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
     """
     if policy is None:
         return []
-    everybody = (*(client.name for client in policy.clients), NONE)
+    everybody = (*policy.client_names, NONE)
     rules = policy.rules_and_grants
     found = [
         (client, rule.name, str(rule.verdict))
