@@ -690,6 +690,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "rule": "mirrored",
         "location": f"{policy}/policy.yaml:7",
         "reason": None,
+        "session": None,
         "by_body": [],
         "asks": False,
         "grant": None,

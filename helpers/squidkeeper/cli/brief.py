@@ -3,11 +3,13 @@
 import click
 
 from squidkeeper.cli.client_options import ClientOfGateway, client_options
+from squidkeeper.cli.role_options import role_options
 
 
 @click.command()
 @client_options
-def brief(found: ClientOfGateway) -> None:
+@role_options
+def brief(found: ClientOfGateway, role: str | None, variables: tuple[str, ...]) -> None:
     """Print what a client may reach, as Markdown for its agent's instructions.
 
     The text has the rules, rewrites and credentials (by header) of this client, and why
@@ -16,9 +18,11 @@ def brief(found: ClientOfGateway) -> None:
     \b
     Example:
       squidkeeper brief --client agents > gateway.md
+      squidkeeper brief --role agent --variable repo=acme/app
     """
     from squidkeeper.operate.client_kit.brief import write_brief
 
+    found = found.as_session(role, variables)
     click.echo(
         write_brief(
             found.policy.source, found.client, found.now, transparent=found.transparent

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import wraps
 from ipaddress import ip_address
@@ -19,6 +19,7 @@ from squidkeeper.base.errors import InvalidSetting, PolicyError
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli.helper_options import path_option, shown_option
 from squidkeeper.cli.options import combined, root_option
+from squidkeeper.cli.role_options import assumed_session
 
 if TYPE_CHECKING:
     from squidkeeper.operate.client_kit.client import KitClient
@@ -106,6 +107,13 @@ class ClientOfGateway:
     client: KitClient
     now: datetime
     transparent: bool  # the client has no proxy settings
+
+    def as_session(
+        self, role: str | None, variables: tuple[str, ...]
+    ) -> ClientOfGateway:
+        """Return the same with the session that options assume."""
+        session = assumed_session(self.policy.source, role, variables)
+        return replace(self, client=replace(self.client, session=session))
 
 
 def _read_client(

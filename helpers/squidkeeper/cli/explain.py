@@ -22,6 +22,7 @@ from squidkeeper.cli.options import (
     json_option,
 )
 from squidkeeper.cli.output import show_json, show_text
+from squidkeeper.cli.role_options import assumed_session, role_options
 
 if TYPE_CHECKING:
     from squidkeeper.policy.bodies.sent_request import SentRequest
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         WebSocket,
     )
     from squidkeeper.policy.language.model import Credential, Entry, Policy, Route, Rule
+    from squidkeeper.policy.language.roles import Session
     from squidkeeper.policy.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
@@ -68,6 +70,7 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     help="The client's address, for rules with `clients`.",
 )
 @click.option("--user", metavar="NAME", help="The proxy user.")
+@role_options
 @click.option(
     "--at",
     metavar="TIME",
@@ -109,6 +112,8 @@ def explain(
     directory: Path,
     client: str | None,
     user: str | None,
+    role: str | None,
+    variables: tuple[str, ...],
     at: datetime | None,
     as_json: bool,
     fragment: Path,
@@ -136,12 +141,15 @@ def explain(
     application/json, and the Accept of an MCP client. A --header replaces these. --push
     makes the body of a push.
 
+    --role and --variable assume a session, which need not exist.
+
     --record explains the first line of FILE, as of its time. A line that does not
     follow from the policy is refused with the reason.
 
     \b
     Examples:
       squidkeeper explain --client 192.168.137.10 GET https://pypi.org/
+      squidkeeper explain --role agent --variable repo=a/b GET https://a.b/
       squidkeeper explain --body chat.json POST https://api.example/v1/chat
       squidkeeper log -n 1 --json | squidkeeper explain --record -
 
@@ -153,13 +161,17 @@ def explain(
          or the body decides and is not given.
     """
     from squidkeeper.policy.engine import explain as engine
+    from squidkeeper.policy.protocol.request import Request
 
     asked, request, now, revision = (
-        _of_record(line, method, client, user, at)
+        _of_record(line, method, client, user, role, at)
         if line
         else _of_arguments(method, url, client, user, at)
     )
     policy = _load(directory)
+    session = assumed_session(policy.source, role, variables)
+    if isinstance(request, Request):
+        request = request._replace(session=session)
     _compare(revision, policy.revision, directory)
     found = engine.explain(
         policy,
@@ -173,9 +185,9 @@ def explain(
         found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel
     )
     if as_json:
-        show_json(_as_object(shown, missing))
+        show_json(_as_object(shown, missing, session))
     else:
-        show_text(_text(asked, shown, missing, squid))
+        show_text(_text(asked, shown, missing, squid, session))
     raise SystemExit(
         _CANNOT_SAY if found.undecided else 0 if found.decision.allowed else 1
     )
@@ -341,7 +353,7 @@ def _of_record(line: BinaryIO, *given: object) -> Question:
 
     if any(given):
         raise click.UsageError(
-            "--record goes without METHOD, URL, --client, --user and --at: the record has them"
+            "--record goes without METHOD, URL, --client, --user, --role and --at: the record has them"
         )
     text = line.readline().rstrip(b"\n")
     if not text:
@@ -425,7 +437,11 @@ def _check_address(client: str | None) -> None:
 
 
 def _text(
-    asked: str, found: Explanation, missing: str | None, squid: _Squid | None
+    asked: str,
+    found: Explanation,
+    missing: str | None,
+    squid: _Squid | None,
+    session: Session | None,
 ) -> str:
     decision = found.decision
     of = (
@@ -434,6 +450,7 @@ def _text(
         else ""
     )
     rows = [
+        ("session", _session_text(session)),
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
         ("missing", _MISSING if found.undecided else None),
@@ -474,6 +491,13 @@ def _text(
     lines = [f"{name:<12} {text}" for name, text in rows if text]
     verdict = _UNDECIDED if found.undecided else decision.action.upper()
     return "\n".join([f"{verdict:<12} {asked}", *lines])
+
+
+def _session_text(session: Session | None) -> str | None:
+    if session is None:
+        return None
+    given = (f"{name} {', '.join(held)}" for name, held in session.values.items())
+    return "; ".join([f"role {session.role}", *given])
 
 
 def _verdict_text(decision: Decision) -> str:
@@ -671,7 +695,9 @@ def _rewrite_text(decision: Decision) -> str | None:
     return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
 
 
-def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
+def _as_object(
+    found: Explanation, missing: str | None, session: Session | None
+) -> dict[str, object]:
     decision = found.decision
     location = decision.location
     rewritten = decision.rewritten
@@ -680,6 +706,8 @@ def _as_object(found: Explanation, missing: str | None) -> dict[str, object]:
         "rule": decision.rule,
         "location": _place(location) if location else None,
         "reason": decision.reason,
+        "session": session
+        and {"role": session.role, "variables": dict(session.values)},
         "by_body": [_body_fields(one) for one in found.by_body],
         "asks": decision.asks or decision.outlook.may_ask,
         "grant": found.grant

@@ -13,10 +13,12 @@ from squidkeeper.cli.client_options import (
     read_settings,
     setting_options,
 )
+from squidkeeper.cli.role_options import role_options
 
 
 @click.command()
 @client_options
+@role_options
 @setting_options
 @click.option(
     "--format",
@@ -40,6 +42,8 @@ from squidkeeper.cli.client_options import (
 )
 def probe(
     found: ClientOfGateway,
+    role: str | None,
+    variables: tuple[str, ...],
     proxy: str | None,
     no_proxy: tuple[str, ...],
     ca: Path | None,
@@ -67,6 +71,7 @@ def probe(
     )
     from squidkeeper.operate.client_kit.probe import ClientProbe, ProbeForm, write_probe
 
+    found = found.as_session(role, variables)
     settings = read_settings(found, proxy, no_proxy, **paths)
     given = tuple(map(parse_probed_url, allowed)), tuple(map(parse_probed_url, denied))
     of_policy = [

@@ -134,26 +134,16 @@ def write_brief(
     )
     rules = [
         rule
-        for rule in policy.rules
-        if client.concerns(rule) and not rule.lapsed(at) and not rule.observe
+        for rule in client.own(policy.rules)
+        if not rule.lapsed(at) and not rule.observe
     ]
-    grants = [
-        grant
-        for grant in policy.grants
-        if client.concerns(grant) and not grant.lapsed(at)
-    ]
+    grants = [grant for grant in client.own(policy.grants) if not grant.lapsed(at)]
     asks = policy.ask_default or any(rule.action is Action.ASK for rule in rules)
     reaches = policy.default is Action.ALLOW or any(
         rule.action is Action.ALLOW for rule in (*rules, *grants)
     )
-    credentials = [
-        credential
-        for credential in policy.credentials
-        if reaches and client.concerns(credential)
-    ]
-    rewrites = [
-        rewrite for rewrite in policy.rewrites if reaches and client.concerns(rewrite)
-    ]
+    credentials = [*client.own(policy.credentials)] if reaches else []
+    rewrites = [*client.own(policy.rewrites)] if reaches else []
     budgets = [
         *_budgets(policy, client, [rule for rule in rules if rule.meter is not None])
     ]
@@ -357,11 +347,10 @@ def _budgets(
     policy: Policy, client: KitClient, metered: Sequence[Rule]
 ) -> Iterator[str]:
     """Write the quotas of tokens and cost that count rules of the client."""
-    names = (client.name,) if client.client else ()
     quotas = {
         quota.name: quota
         for rule in metered
-        for quota in token_quotas(policy, names, rule.name)
+        for quota in token_quotas(policy, client.names, rule.name)
     }
     if quotas:
         yield _BUDGETS

@@ -2,7 +2,7 @@
 URLs show the policy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +10,11 @@ from itertools import chain, product
 
 from squidkeeper.base.errors import InvalidSetting, InvalidUrl
 from squidkeeper.policy.engine import CompiledPolicy, decide
+from squidkeeper.policy.engine.session_values import EntryT, bound_for
 from squidkeeper.policy.language.hosts import sample_host
 from squidkeeper.policy.language.model import Client, Entry, Policy, Rule, Token
 from squidkeeper.policy.language.paths import sample_path
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 from squidkeeper.policy.url import parse_url
 
@@ -26,11 +28,18 @@ class KitClient:
 
     client: Client | None = None
     user: str | None = None
+    session: Session | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which entries are for it: of the client, of the role."""
+        client = (self.client.name,) if self.client else ()
+        return (*client, self.session.role) if self.session else client
 
     @property
     def name(self) -> str:
-        """The name of the client."""
-        return self.client.name if self.client else ANY_CLIENT
+        """The name of the client, or of the role."""
+        return self.names[0] if self.names else ANY_CLIENT
 
     @property
     def address(self) -> str | None:
@@ -43,7 +52,14 @@ class KitClient:
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry is for this client: it names the client, or no client."""
         names = entry.match.clients
-        return names is None or (self.client is not None and self.client.name in names)
+        return names is None or not names.isdisjoint(self.names)
+
+    def own(self, entries: Iterable[EntryT]) -> Iterator[EntryT]:
+        """Yield the entries that are for this client, with the values of its
+        session.
+        """
+        for entry in filter(self.concerns, entries):
+            yield bound_for(entry, self.session) if self.session else entry
 
 
 def client_of(policy: Policy, name: str | None, user: str | None = None) -> KitClient:
@@ -134,7 +150,10 @@ def denied_url(policy: CompiledPolicy, client: KitClient, at: datetime) -> str |
 
 
 def _get(url: str, client: KitClient) -> Request | Malformed:
-    return request_to("GET", url, client.address, client.user)
+    request = request_to("GET", url, client.address, client.user)
+    if isinstance(request, Malformed):
+        return request
+    return request._replace(session=client.session)
 
 
 def _urls(policy: Policy, client: KitClient) -> Iterator[str]:
@@ -143,8 +162,8 @@ def _urls(policy: Policy, client: KitClient) -> Iterator[str]:
     Not for rules that pass tunnels through: what answers there shows a certificate of
     its own.
     """
-    for rule in policy.rules:
-        if client.concerns(rule) and not rule.passthrough:
+    for rule in client.own(policy.rules):
+        if not rule.passthrough:
             yield from _urls_of(rule)
 
 

@@ -20,11 +20,13 @@ from squidkeeper.policy.engine.fields import (
 from squidkeeper.policy.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.policy.engine.quotas import counting, ticket_quotas, token_quotas
 from squidkeeper.policy.engine.request_scope import decide_reading, facts_of
+from squidkeeper.policy.engine.session_values import Section
 from squidkeeper.policy.engine.tunnels import tunnel_use
 from squidkeeper.policy.language.host_index import HostIndex
 from squidkeeper.policy.language.matching.host_fields import is_for_every_host
 from squidkeeper.policy.language.model import (
     Action,
+    Credential,
     Entry,
     HostFacts,
     Rewrite,
@@ -301,9 +303,7 @@ def _holds_for_any(
 
 
 def _rules(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
-    return (
-        policy.source.rules[position] for position in policy.rules.positions(facts.host)
-    )
+    return policy.rules_of_sessions.each(policy.rules.positions(facts.host), facts)
 
 
 def _grants(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
@@ -355,7 +355,7 @@ def not_applied(
     found = (
         []
         if rewritten
-        else list(_failing(policy.source.rewrites, policy.rewrites, facts, url))
+        else list(_failing(policy.rewrites_of_sessions, policy.rewrites, facts, url))
     )
     if decision.redirects:
         return found
@@ -372,7 +372,8 @@ def _not_injected(
     policy: CompiledPolicy, facts: HostFacts, url: UrlFacts
 ) -> Iterator[PassedOver]:
     if injects(facts):
-        yield from _failing(policy.source.credentials, policy.credentials, facts, url)
+        section = policy.credentials_of_sessions
+        yield from _failing(section, policy.credentials, facts, url)
         return
     # no credential is for these, whatever its fields
     field = "methods" if facts.scheme == "https" else "schemes"
@@ -381,12 +382,16 @@ def _not_injected(
 
 
 def _failing(
-    entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: UrlFacts
+    section: Section[Rewrite] | Section[Credential],
+    index: HostIndex,
+    facts: HostFacts,
+    url: UrlFacts,
 ) -> Iterator[PassedOver]:
-    for position in index.positions(facts.host):
-        fields = tuple(failing_fields(entries[position], facts, url))
+    entry: Rewrite | Credential
+    for entry in section.each(index.positions(facts.host), facts):
+        fields = tuple(failing_fields(entry, facts, url))
         if fields:
-            yield PassedOver(entries[position], fields)
+            yield PassedOver(entry, fields)
 
 
 def websocket(

@@ -134,11 +134,23 @@ def body_may_hold(rule: Rule, url: UrlFacts, method: str) -> bool:
     return may_hold(rule.body, method.upper(), sent(url.sent), url.query)
 
 
+def _names_host(match: Match, facts: HostFacts) -> bool:
+    """Whether the hosts of an entry hold, once they have the values of a session;
+    before, and of lists, `HostIndex` tells.
+    """
+    hosts = match.hosts
+    if hosts is None or match.lists:
+        return True
+    return any(one.variable or one.matches(facts.host) for one in hosts)
+
+
 def failing_fields(
     entry: Entry, facts: HostFacts, url: UrlFacts | None
 ) -> Iterator[str]:
     """Name the fields that do not hold."""
     deny = is_deny(entry)
+    if facts.session is not None and not _names_host(entry.match, facts):
+        yield "hosts"
     yield from (
         name
         for name, holds in HOST_FIELDS.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -74,6 +74,13 @@ class Section(Generic[EntryT]):
             if holds_for_host(self._entries[position], facts)
         )
 
+    def each(self, positions: Iterable[int], facts: HostFacts) -> Iterator[EntryT]:
+        """Return the entries at these positions, whether their fields hold or not."""
+        session = facts.session
+        for position in positions:
+            entry = self._entries[position]
+            yield entry if session is None else bound_for(entry, session)
+
     def at(self, position: int, session: Session) -> EntryT:
         """Return an entry with the values of a session."""
         entry = self._entries[position]
@@ -86,6 +93,15 @@ class Section(Generic[EntryT]):
             texts = len(bound.match.paths or ()) + len(bound.match.hosts or ())
             self._bound.add(key, bound, _ENTRY_BYTES + 500 * texts)
         return bound
+
+
+def bound_for(entry: EntryT, session: Session) -> EntryT:
+    """Put the values of a session into an entry, where it names variables of the
+    session's role.
+    """
+    if not entry.variables or session.role not in (entry.match.clients or ()):
+        return entry
+    return with_session(entry, session)
 
 
 def with_session(entry: EntryT, session: Session) -> EntryT:
