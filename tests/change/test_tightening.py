@@ -282,6 +282,30 @@ grants:
 """
 
 
+OF_ROLES = """
+roles: {agent: {variables: {repo: {type: path, pattern: "[a-z]+"}}}}
+rules:
+  - {name: gone, action: allow, hosts: [gone.example]}
+  - {name: clone, action: allow, clients: [agent], hosts: [a.example], paths: ["/{session.repo}"]}
+  - {name: wide, action: allow, clients: [agent], hosts: [.a.example]}
+credentials:
+  - {name: key, clients: [agent], hosts: [a.example], bearer: key}
+secrets: {key: {session: true, hosts: [a.example]}}
+"""
+
+
+def test_what_is_for_sessions_stays(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
+    policy = loaded(OF_ROLES, tmp_path)
+    found, _ = found_in(connection, policy, get("https://b.example/", verdict="deny"))
+    assert [rule.name for rule in found.unused] == ["gone"]
+    assert {rule.name: why for rule, why in found.kept} == (
+        dict.fromkeys(("clone", "wide"), KeptFor.SESSIONS)
+    )
+    assert found.others == ()
+
+
 def test_what_nobody_used_goes_or_is_kept_for_a_reason(
     connection: duckdb.DuckDBPyConnection,
     tmp_path: Path,

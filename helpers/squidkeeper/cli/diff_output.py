@@ -195,6 +195,7 @@ def _summary(found: DifferenceReport) -> str:
         if found.limit
         else ""
     )
+    limit += "".join(f"\nUNPROVEN     {_of_sessions(role)}" for role in found.roles)
     if found.same:
         text = (
             f"{new} is within {old}"
@@ -209,6 +210,10 @@ def _summary(found: DifferenceReport) -> str:
         kind = "wider than" if found.is_ceiling else "different from"
         text = f"{new} is {kind} {old}: {quantity(proven, 'difference')}, {unproven} unproven"
     return f"{text}{limit}"
+
+
+def _of_sessions(role: str) -> str:
+    return f"sessions of the role {role}: entries that can hold for them differ"
 
 
 def as_json(found: DifferenceReport) -> str:
@@ -231,6 +236,7 @@ def as_json(found: DifferenceReport) -> str:
                 for one in found.settings
             ],
             "not_compared": found.limit,
+            "unproven_roles": found.roles,
         },
         indent=2,
     )

@@ -17,12 +17,14 @@ from squidkeeper.change.difference.consequences import (
     form_texts,
 )
 from squidkeeper.change.difference.groups import RequestDifference, groups
+from squidkeeper.change.difference.roles import unproven_roles
 from squidkeeper.change.difference.url_comparison import Doubt
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.body_texts import is_narrower
 from squidkeeper.policy.language.model import Policy, Token
 from squidkeeper.policy.language.prices import Prices
 from squidkeeper.policy.language.quotas import Counted, QuotaUnit, shown_cost
+from squidkeeper.policy.language.roles import Variable
 from squidkeeper.policy.language.secret_sources import FetchedSource, NamedSecret
 
 _UNCOUNTED = float("inf")
@@ -52,6 +54,8 @@ class SettingKind(StrEnum):
     QUOTA = "quota"
     QUOTA_NAMES = "names of a quota"
     PRICES = "prices"
+    ROLE = "role"
+    SESSION_NETWORKS = "networks of sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ def _settings(policy: Policy) -> Iterator[tuple[_Setting, str]]:
     for key in policy.sealing_keys:
         yield _Setting(SettingKind.SEALING_KEY, f"key {key} of sealed tokens"), "used"
     yield from _quotas(policy)
+    yield from _roles(policy)
     if policy.prices.entries:
         yield _Setting(SettingKind.PRICES, "prices"), _prices(policy.prices)
 
@@ -148,9 +153,26 @@ def _prices(prices: Prices) -> str:
     )
 
 
+def _roles(policy: Policy) -> Iterator[tuple[_Setting, str]]:
+    """List the roles with what a session can be, and the networks of sessions."""
+    for role in policy.roles:
+        variables = (f"{one.name} {_variable(one)}" for one in role.variables)
+        text = ", ".join((f"ttl {role.ttl} s", *variables))
+        yield _Setting(SettingKind.ROLE, f"role {role.name}"), text
+    for network in policy.session_networks:
+        setting = _Setting(SettingKind.SESSION_NETWORKS, f"session_networks {network}")
+        yield setting, "named"
+
+
+def _variable(variable: Variable) -> str:
+    within = " ".join(pattern.text for pattern in variable.within)
+    return f"{variable.type} {variable.pattern or within} ({variable.many})"
+
+
 def _quotas(policy: Policy) -> Iterator[tuple[_Setting, str]]:
     for quota in policy.quotas:
-        name = f"quota {quota.name}: {quota.unit} every {quota.window} per {quota.per}"
+        per = f"{quota.per} {quota.label}" if quota.label else quota.per
+        name = f"quota {quota.name}: {quota.unit} every {quota.window} per {per}"
         limit = (
             shown_cost(quota.limit)
             if quota.unit is QuotaUnit.COST
@@ -221,7 +243,8 @@ def _source(secret: NamedSecret) -> str:
 class DifferenceReport:
     """What is different: of requests, and of settings.
 
-    `limit` is what was not compared, because there is too much.
+    `limit` is what was not compared, because there is too much. `roles` are those of
+    which it is unproven that their sessions do the same.
 
     With `is_ceiling` the old policy is a ceiling, and what is not wider than it is left
     out.
@@ -235,13 +258,14 @@ class DifferenceReport:
     settings: tuple[SettingDifference, ...]
     limit: str | None
     compared: int
+    roles: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
         """Whether nothing differs, or nothing is wider than the ceiling; and all of
         that is proven.
         """
-        return not (self.differences or self.settings or self.limit)
+        return not (self.differences or self.settings or self.limit or self.roles)
 
 
 def report(
@@ -275,6 +299,7 @@ def report(
         tuple(settings),
         comparison.limit,
         comparison.checked,
+        unproven_roles(policies),
     )
 
 
@@ -366,6 +391,7 @@ _SETTING_CLOSES: dict[SettingKind, Callable[[SettingDifference, Policy], bool]] 
     SettingKind.RELOAD_GATE: lambda _one, _ceiling: True,
     SettingKind.QUOTA: lambda setting, _: _gives_no_more(setting),
     SettingKind.QUOTA_NAMES: lambda _one, _ceiling: True,  # the requests tell
+    SettingKind.ROLE: lambda setting, _: setting.after == LEFT_OUT,
 }
 
 

@@ -18,7 +18,7 @@ from squidkeeper.change.tightening.usage import PolicyUse
 from squidkeeper.policy.language.document import Document, parse_document
 from squidkeeper.policy.language.hosts import parse_host_pattern
 from squidkeeper.policy.language.matching.table import overlap
-from squidkeeper.policy.language.model import Action, Match, Policy, Rule
+from squidkeeper.policy.language.model import Action, Entry, Match, Policy, Rule
 from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.policy_edit import round_trip_yaml
 from squidkeeper.policy.policy_store.loading import build_sources
@@ -57,6 +57,8 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
     for position, rule in enumerate(policy.rules):
         if not is_edited(rule) or rule.name in by_bodies:
             continue
+        if is_of_roles(rule, policy):
+            continue
         used = use.of(rule)
         if not used.requests:
             if (
@@ -78,6 +80,15 @@ def is_edited(rule: Rule) -> bool:
     decides.
     """
     return rule.action is Action.ALLOW and rule.preset is None and not rule.observe
+
+
+def is_of_roles(entry: Entry, policy: Policy) -> bool:
+    """Whether an entry is for sessions.
+
+    What one session used tells nothing about the values of the next.
+    """
+    roles = {role.name for role in policy.roles}
+    return not roles.isdisjoint(entry.match.clients or ())
 
 
 def decided_by_bodies(policy: Policy) -> frozenset[str]:

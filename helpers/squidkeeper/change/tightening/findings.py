@@ -6,7 +6,12 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from squidkeeper.change.learning.path_shapes import Evidence
-from squidkeeper.change.tightening.edits import Edits, decided_by_bodies, is_edited
+from squidkeeper.change.tightening.edits import (
+    Edits,
+    decided_by_bodies,
+    is_edited,
+    is_of_roles,
+)
 from squidkeeper.change.tightening.narrowing import Narrowing
 from squidkeeper.change.tightening.usage import PolicyUse
 from squidkeeper.policy.language.model import Action, Policy, Rule
@@ -20,6 +25,7 @@ class KeptFor(StrEnum):
     SCHEDULED = "scheduled"
     TUNNELS = "tunnels"
     BODIES = "bodies"
+    SESSIONS = "sessions"
     DEFAULT = "default"
     NEEDED = "needed"
 
@@ -119,6 +125,7 @@ def _kept_for(policy: Policy, rule: Rule, use: PolicyUse, now: datetime) -> Kept
         KeptFor.CLOSES: rule.action is not Action.ALLOW,
         KeptFor.TUNNELS: use.of(rule).tunnels > 0,
         KeptFor.SCHEDULED: rule.when is not None and not rule.lapsed(now),
+        KeptFor.SESSIONS: is_of_roles(rule, policy),
         KeptFor.BODIES: rule.name in decided_by_bodies(policy),
         KeptFor.DEFAULT: is_edited(rule) and policy.default_action is Action.ALLOW,
     }
@@ -137,11 +144,12 @@ def _others(policy: Policy, use: PolicyUse, now: datetime) -> Iterator[Unused]:
             credential.name
             for credential in policy.credentials
             if not use.credentials[credential.name]
+            and not is_of_roles(credential, policy)
         ),
         Kind.REWRITE: (
             rewrite.name
             for rewrite in policy.rewrites
-            if not use.rewrites[rewrite.name]
+            if not use.rewrites[rewrite.name] and not is_of_roles(rewrite, policy)
         ),
         Kind.PRESET: (
             preset.name for preset in policy.presets if preset.name not in used_presets

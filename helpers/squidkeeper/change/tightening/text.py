@@ -34,6 +34,7 @@ _KEPT: Final[Mapping[KeptFor, str]] = {
     KeptFor.OBSERVES: "it only observes, and nothing that it matches was asked for",
     KeptFor.SCHEDULED: "it holds at some times only",
     KeptFor.TUNNELS: "tunnels were opened by it; no request came in them",
+    KeptFor.SESSIONS: "it is for sessions, and another one has other values",
     KeptFor.BODIES: "bodies decide between it and other rules, and no body is logged",
     KeptFor.DEFAULT: "the default allows, so without it nothing is closed",
     KeptFor.NEEDED: "a test or a quota needs it, or a rule below it would do something else",

@@ -155,6 +155,7 @@ def _texts(found: DifferenceReport) -> list[str]:
         f"{setting.name}: {setting.before} → {setting.after}"
         for setting in found.settings
     ]
+    texts += [f"unproven for sessions of the role {role}" for role in found.roles]
     return [*texts, *([found.limit] if found.limit else [])]
 
 
