@@ -22,7 +22,7 @@ from squidkeeper.policy.engine import CompiledPolicy, Stage, decide
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import RevisionWriter
 from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.protocol.request import Request, request_to
 from squidkeeper.policy.published import places
 from squidkeeper.policy.published.codec import decode, encode
 from squidkeeper.policy.published.places import (
@@ -139,6 +139,24 @@ def test_a_value_that_is_altered_is_another_one_or_is_refused(
         decode(bytes(written))
     except InvalidPublication:
         return
+
+
+def test_what_is_published_decides_for_each_session(tmp_path: Path) -> None:
+    example = next(path for path in EXAMPLES if path.name == "sessions")
+    loaded = load(example, NOW).compiled
+    found = published(example, tmp_path)
+    assert found.source.roles == loaded.source.roles
+    assert found.source.session_networks == loaded.source.session_networks
+    assert found.index.of_variables == loaded.index.of_variables
+    for test in loaded.source.tests:
+        request = request_to(test.method, test.url)
+        assert isinstance(request, Request)
+        request = request._replace(session=test.session)
+        before, after = (
+            decide(policy, policy.match(request), NOW) for policy in (loaded, found)
+        )
+        assert encode(before.by_body) == encode(after.by_body)
+        assert (before.action, before.rule) == (after.action, after.rule)
 
 
 @pytest.mark.parametrize(
