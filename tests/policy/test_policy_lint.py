@@ -194,6 +194,46 @@ def test_what_has_no_effect_is_shown_where_it_is_defined(
     assert warnings(directory, text) == [f"policy.yaml:{one}" for one in expected]
 
 
+ROLE = "roles: {agent: {variables: {repo: {type: path, pattern: '[a-z]+'}}}}"
+OF_ROLE = "{name: r, action: allow, clients: [agent], hosts: [a.example]"
+CLIENT = "clients: {dev: {networks: [10.20.1.0/24]}}"
+OF_CLIENT = "rules: [{name: r, action: allow, clients: [dev], hosts: [a.example]}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{ROLE}\nrules: [{OF_ROLE}, paths: ['/{{session.repo}}']}}]", []),
+        (
+            f"{ROLE}\nrules: [{OF_ROLE}}}]",
+            ["2:9: variable 'repo' of role 'agent' is not used [unused]"],
+        ),
+        (
+            "roles: {agent: {ttl: 8h}}",
+            ["2:9: role 'agent' is not used [unused]"],
+        ),
+        (
+            f"{CLIENT}\nsession_networks: [10.20.0.0/16]\n{OF_CLIENT}",
+            [
+                "2:11: client 'dev' has addresses of session_networks (10.20.1.0/24), where nothing is open without a"
+                " session [client-hidden]"
+            ],
+        ),
+        (f"{CLIENT}\nsession_networks: [10.21.0.0/16]\n{OF_CLIENT}", []),
+        (
+            f"{CLIENT}\nsession_networks: ['2001:db8::/32', 10.20.1.7]\n{OF_CLIENT}".replace(
+                "{networks", "{users: [u], networks"
+            ),
+            [],
+        ),
+    ],
+)
+def test_what_no_session_uses_is_shown(
+    directory: Path, text: str, expected: list[str]
+) -> None:
+    assert warnings(directory, text) == [f"policy.yaml:{one}" for one in expected]
+
+
 SHARES = "{name: read, action: allow, hosts: [.a.example], methods: [GET], connections: shared}"
 TWO_CLIENTS = "clients: {vm: {networks: [192.0.2.1]}, other: {networks: [192.0.2.2]}}\n"
 BESIDE_IT = {
