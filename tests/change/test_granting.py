@@ -19,15 +19,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.base.errors import EditRefused, PatternError
+from squidkeeper.base.faults import FaultCode
 from squidkeeper.change.approvals import NewGrant, add_grant, prune_grants, remove_grant
 from squidkeeper.change.approvals.new_grant import Effect, effect_of, parse_target
 from squidkeeper.cli import main
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.lint import lint
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import grants_file, read_sources
-from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.protocol.request import Request, request_to
 from squidkeeper.policy.published.places import mark_in_force
 
 from ..conftest import NOW, decided, write_policy
@@ -96,6 +98,23 @@ def test_a_file_that_was_changed_meanwhile_is_not_replaced(
     with pytest.raises(EditRefused, match="was changed meanwhile: try again"):
         add_grant(directory, new("docs.example"), NOW)
     assert grants_file(directory).read_text() == "# by hand\n"
+
+
+def test_a_grant_may_be_for_a_role(directory: Path) -> None:
+    roles = "roles: {agent: {variables: {repo: {type: path, pattern: '[a-z]+'}}}}"
+    rule = "  - {name: own, action: allow, clients: [agent], hosts: [a.test], paths: ['/{session.repo}']}"
+    write_policy(directory, f"{roles}{POLICY}".replace("secrets:", f"{rule}\nsecrets:"))
+    add_grant(directory, new("docs.example", clients=("agent",)), NOW)
+    loaded = load(directory, NOW)
+    assert FaultCode.GRANT_FOR_NOBODY not in {one.code for one in loaded.warnings}
+    session = Session.assumed("agent", {"repo": ("app",)})
+    request = request_to("GET", "https://docs.example/")
+    assert isinstance(request, Request)
+    for asker, opened in ((session, True), (None, False)):
+        asked = request._replace(session=asker)
+        assert decided(loaded.compiled, asked, NOW).allowed is opened
+    with pytest.raises(EditRefused, match="expected one of agents, ci, agent"):
+        add_grant(directory, new("docs.example", clients=("agnt",)), NOW)
 
 
 # --- what is granted ------------------------------------------------------------------

@@ -274,7 +274,7 @@ def _check_clients(new: NewGrant, policy: Policy) -> None:
     """Refuse a client that the policy does not have: a grant may outlive its clients,
     and does not begin so.
     """
-    known = [client.name for client in policy.clients]
+    known = policy.client_names
     unknown = [name for name in new.clients if name not in known]
     if unknown:
         expected = (

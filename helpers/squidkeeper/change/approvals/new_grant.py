@@ -21,13 +21,15 @@ from squidkeeper.policy.language.hosts import (
 from squidkeeper.policy.language.matching.table import share_a_client
 from squidkeeper.policy.language.model import Action, Client, Policy, Rule
 from squidkeeper.policy.language.paths import sample_path
-from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.language.roles import Role, Session
+from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 from squidkeeper.policy.url import DEFAULT_PORTS, parse_host
 
 _WITH_PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]{1,5})")
 _STEM_LENGTH = 60
 _METHODS = ("GET", "POST")
 _PATHS = ("/", "/any")
+_SAMPLE_VALUE = "any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,8 @@ class Effect:
 def effect_of(policy: CompiledPolicy, grant: Rule, at: datetime) -> Effect:
     """Try a grant of a policy."""
     decisions = [
-        decide(policy, policy.match(request_to(*asked)), at)
-        for asked in _requests(policy.source, grant)
+        decide(policy, policy.match(request), at)
+        for request in _requests(policy.source, grant)
     ]
     opened = [decision for decision in decisions if _is_opened_by(grant, decision)]
     others = {
@@ -172,16 +174,29 @@ def _is_opened_by(grant: Rule, decision: Decision) -> bool:
     return decision.allowed and grant.location in named
 
 
-def _requests(
-    policy: Policy, grant: Rule
-) -> Iterator[tuple[str, str, str | None, str | None]]:
-    clients = [
-        _asker(one) for one in policy.clients if one.name in (grant.match.clients or ())
-    ] or [(None, None)]
-    for method, url, (address, user) in product(
-        sorted(grant.match.methods or _METHODS), _urls(grant), clients
-    ):
-        yield method, url, address, user
+def _requests(policy: Policy, grant: Rule) -> Iterator[Request | Malformed]:
+    named = grant.match.clients or ()
+    sessions = [_session(role) for role in policy.roles if role.name in named]
+    clients = [_asker(one) for one in policy.clients if one.name in named]
+    if not (clients or sessions):
+        clients = [(None, None)]
+    methods = sorted(grant.match.methods or _METHODS)
+    for method, url in product(methods, _urls(grant)):
+        yield from (request_to(method, url, *asker) for asker in clients)
+        request = request_to(method, url)
+        if isinstance(request, Request):
+            yield from (request._replace(session=session) for session in sessions)
+
+
+def _session(role: Role) -> Session:
+    """Make a session of a role: no grant depends on its values."""
+    values = {
+        variable.name: (
+            next(filter(None, map(sample_host, variable.within)), _SAMPLE_VALUE),
+        )
+        for variable in role.variables
+    }
+    return Session.assumed(role.name, values)
 
 
 def _asker(client: Client) -> tuple[str | None, str | None]:

@@ -58,7 +58,7 @@ def named_clients(document: Document) -> frozenset[str]:
 
 def for_nobody(policy: Policy) -> Iterator[Fault]:
     """Find the grants that name clients which are gone from the policy."""
-    known = {client.name for client in policy.clients}
+    known = frozenset(policy.client_names)
     for grant in policy.grants:
         for name in sorted((grant.match.clients or frozenset()) - known):
             message = f"grant {grant.name!r} is for the client {name!r}, which the policy does not have: remove it"
