@@ -32,6 +32,7 @@ from squidkeeper.policy.engine.explain import (
 from squidkeeper.policy.language.builder import build  # noqa: F401 - loading imports it late, and atheris only follows what it has seen
 from squidkeeper.policy.language.lint import lint
 from squidkeeper.policy.language.model import Policy
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.policy_store.loading import LoadedPolicy, load
 from squidkeeper.policy.protocol.request import Malformed, Request, request_to
 from squidkeeper.policy.url import bracketed, parse_host
@@ -122,13 +123,21 @@ def check_policy(compiled: CompiledPolicy) -> None:
         for number, path in enumerate(PATHS):
             method = METHODS[number % len(METHODS)]
             scheme = "http" if number == len(PATHS) - 1 else "https"
-            check_request(
-                compiled,
-                request_to(
-                    method, f"{scheme}://{host}{path}", "192.168.137.10", "ci-bot"
-                ),
-            )
+            url = f"{scheme}://{host}{path}"
+            asked = request_to(method, url, "192.168.137.10", "ci-bot")
+            check_request(compiled, asked)
+            for session in sessions_of(compiled.source):
+                if isinstance(asked, Request):
+                    check_request(compiled, asked._replace(session=session))
         check_request(compiled, request_to("CONNECT", f"{host}:443"))
+
+
+def sessions_of(policy: Policy) -> Iterator[Session]:
+    """Sessions of tests, and one of each role with the same text for every variable."""
+    yield from [test.session for test in policy.tests if test.session][:2]
+    for role in policy.roles[:2]:
+        values = {variable.name: ("ads.example",) for variable in role.variables}
+        yield Session.assumed(role.name, values)
 
 
 def hosts_of(policy: Policy) -> list[str]:

@@ -114,6 +114,8 @@ def _with_paths(wide: Rule, narrow: Rule) -> Rule:
 
 
 def _holds_for(wide: PathPattern, narrow: PathPattern) -> bool:
+    if wide.variables or narrow.variables:
+        return False
     if wide == narrow or not (wide.is_glob and narrow.is_glob):
         return wide == narrow
     return all(

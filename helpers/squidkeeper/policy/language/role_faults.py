@@ -80,6 +80,12 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _type(said: Mapping[str, Any]) -> str | None:
+    """Return the type that a variable has; None where it has none of the language."""
+    kind = said.get("type")
+    return kind if isinstance(kind, str) and kind in _NEEDS else None
+
+
 # --- definitions ----------------------------------------------------------------------
 
 
@@ -87,7 +93,7 @@ def _definition_faults(document: Document) -> Iterator[Fault]:
     for _, entry, steps in entries(document, "roles"):
         for name, variable in _mapping(entry.get("variables")).items():
             said = _mapping(variable)
-            if (kind := said.get("type")) not in _NEEDS:
+            if (kind := _type(said)) is None:
                 continue
             place = (*steps, "variables", name)
             for other, (key, meaning) in _NEEDS.items():
@@ -254,8 +260,8 @@ def _wrong_with(reference: _NamingText, role: str, roles: _Roles) -> Iterator[st
             expected = near or f", expected {_one_of(known)}"
             yield f"role {role!r} has no variable {name!r}{expected}"
             continue
-        kind = _mapping(known[name]).get("type")
-        if kind in _NEEDS and kind != reference.type:
+        kind = _type(_mapping(known[name]))
+        if kind is not None and kind != reference.type:
             yield f"variable {name!r} of role {role!r} is of type {kind}, expected one of type {reference.type}"
     count = prod(roles.many(role, name) for name in reference.names)
     if len(reference.names) > 1 and count > VALUES_AT_MOST:
