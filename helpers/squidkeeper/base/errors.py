@@ -117,6 +117,21 @@ class StateInUse(SquidkeeperError):
     """A state folder that another process of the same kind uses; the text names it."""
 
 
+class SessionTaken(SquidkeeperError):
+    """A session whose `field`, its name or address, an active session has; `number` is
+    that one's.
+    """
+
+    def __init__(self, field: str, number: int) -> None:
+        super().__init__(f"an active session has the {field}")
+        self.field = field
+        self.number = number
+
+
+class SessionGone(SquidkeeperError):
+    """A session that is not active any longer; the text says which."""
+
+
 class ListenFailed(SquidkeeperError):
     """An address that the exporter cannot listen on; the text says why."""
 

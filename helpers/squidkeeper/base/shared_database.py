@@ -19,7 +19,6 @@ _PAGES_AT_MOST: Final = 65_536  # of 4 KB: 256 MB
 _SETTINGS: Final = (
     "trusted_schema = OFF",
     "journal_mode = WAL",
-    "synchronous = NORMAL",
 )
 
 
@@ -30,6 +29,7 @@ class SharedDatabase:
     `mode` is that of its folder. `prepare` is called each time ahead of opening it,
     when the folder is there. What goes wrong is raised as `failure`, and nothing has
     changed then. `busy` is raised where another process writes for too long.
+    `synchronous` is SQLite's: a power cut takes back no change of a file that is FULL.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class SharedDatabase:
         mode: int,
         *,
         wait_seconds: float = WAIT_SECONDS,
+        synchronous: str = "NORMAL",
         prepare: Callable[[], None] = lambda: None,
         failure: type[Exception] = OSError,
         busy: type[Exception] | None = None,
@@ -47,6 +48,7 @@ class SharedDatabase:
         self._schema = schema
         self._mode = mode
         self._wait_seconds = wait_seconds
+        self._synchronous = synchronous
         self._prepare = prepare
         self._failure = failure
         self._busy = busy or failure
@@ -110,7 +112,11 @@ class SharedDatabase:
         )
         connection.text_factory = _decoded
         try:
-            for setting in (*_SETTINGS, f"max_page_count = {_PAGES_AT_MOST}"):
+            for setting in (
+                *_SETTINGS,
+                f"synchronous = {self._synchronous}",
+                f"max_page_count = {_PAGES_AT_MOST}",
+            ):
                 connection.execute(f"PRAGMA {setting}")
             connection.executescript(self._schema)
         except sqlite3.Error:
