@@ -14,18 +14,16 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.base.errors import SessionGone, SessionTaken
-from squidkeeper.serving.sessions.clock import TimeNow
 from squidkeeper.serving.sessions.counter import FILE as COUNTER
 from squidkeeper.serving.sessions.counter import ChangeCounter, MappedCounter
 from squidkeeper.serving.sessions.store import (
     EXPIRED,
     FILE,
-    NewSession,
     SessionStore,
 )
+from tests.serving.sessions_made import START, Clock, new
 from tests.waiting import wait_for
 
-START = TimeNow(1_800_000_000.0, 1_000.0, "boot-1")
 # Runs as another account, which may only read: with the modules of the system alone.
 READER = """
 import sqlite3, sys
@@ -47,33 +45,6 @@ with store._changing() as database:
     print("changing", flush=True)
     sys.stdin.read()
 """
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.at = START
-
-    def __call__(self) -> TimeNow:
-        return self.at
-
-    def set(self, **values: float | str) -> None:
-        self.at = dataclasses.replace(self.at, **values)  # type: ignore[arg-type]
-
-
-def new(name: str, network: str | None = None, **values: object) -> NewSession:
-    given: dict[str, object] = {
-        "role": "agent",
-        "token_sha256": None if network else "0" * 64,
-        "variables": {"repo": ("acme/app",)},
-        "labels": {"task": "1"},
-        "secrets": (),
-        "orchestrator": "platform",
-        "lifetime": 600.0,
-        "content": "",
-    }
-    return NewSession(name, network=network, **given | values)  # type: ignore[arg-type]
 
 
 @pytest.fixture

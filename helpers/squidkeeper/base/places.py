@@ -73,3 +73,10 @@ def _can_be_trusted(folder: Path) -> bool:
         return S_ISDIR(os.lstat(folder).st_mode) and not around.st_mode & S_ISVTX
     except OSError:
         return False
+
+
+def sessions_folder(state: Path) -> Path:
+    """Name the folder of the account that makes sessions: it is beside the state
+    folder.
+    """
+    return Path(f"{os.path.abspath(state)}-sessions")

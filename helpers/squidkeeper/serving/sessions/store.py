@@ -287,7 +287,8 @@ def _begin_numbers(database: sqlite3.Connection) -> None:
     if database.execute("SELECT 1 FROM changes WHERE name = 'last'").fetchone():
         return
     first = int(time.time() * 1_000)
-    _note(database, "last", first)
+    for name in ("first", "last"):
+        _note(database, name, first)
     database.execute("INSERT INTO sqlite_sequence VALUES ('sessions', ?)", (first,))
 
 
