@@ -21,10 +21,10 @@ from squidkeeper.policy.language.model import Action, Rule
 from squidkeeper.policy.protocol.request import (
     Request,
     TunnelMode,
+    TunnelTag,
     authority_of,
     parse_request,
     read_tag,
-    tunnel_tag,
 )
 
 from ..conftest import NOW, compiled_of
@@ -218,9 +218,12 @@ def test_npm_is_shared_without_its_audit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", TunnelMode)
-def test_a_tag_names_the_authority_and_the_mode(mode: TunnelMode) -> None:
-    tag = tunnel_tag("[2001:db8::1]:443", mode)
-    assert read_tag(tag) == ("[2001:db8::1]:443", mode)
+@pytest.mark.parametrize("session", [None, 17])
+def test_a_tag_names_authority_mode_and_session(
+    mode: TunnelMode, session: int | None
+) -> None:
+    tag = str(TunnelTag("[2001:db8::1]:443", mode, session))
+    assert read_tag(tag) == ("[2001:db8::1]:443", mode, session)
     assert authority_of(tag) == "[2001:db8::1]:443"
 
 
@@ -231,6 +234,10 @@ def test_a_tag_names_the_authority_and_the_mode(mode: TunnelMode) -> None:
         "a.example:443 own",
         "a.example:443 first x",
         "a.example:443 ",
+        "a.example:443 s=",
+        "a.example:443 s=-1",
+        "a.example:443 s=1 s=2",
+        "a.example:443 s=1 shared",
     ],
 )
 def test_what_is_no_tag_matches_no_request(tag: str) -> None:
@@ -255,7 +262,7 @@ def test_a_request_that_needs_another_tunnel_is_denied(
     tmp_path: Path, mode: TunnelMode, edited: str, shares: bool
 ) -> None:
     policy = compiled_of(tmp_path, edited)
-    tag = tunnel_tag("a.example:443", mode)
+    tag = str(TunnelTag("a.example:443", mode))
     request = parse_request(
         ["192.0.2.1", None, "GET", "https", "a.example", "443", None, tag, None]
     )

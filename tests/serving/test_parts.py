@@ -13,7 +13,7 @@ from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.engine.decision import Outlook
 from squidkeeper.policy.language.model import Action, Policy, Strip
 from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.policy.protocol.request import TunnelMode, tunnel_tag
+from squidkeeper.policy.protocol.request import TunnelMode, TunnelTag
 from squidkeeper.serving.helpers.acl import HostScope
 from squidkeeper.serving.parts import (
     NEEDED,
@@ -180,7 +180,10 @@ def test_what_is_not_in_force_is_named_in_any_tunnel(
     policy = load(write_policy(tmp_path / "policy", text), datetime.now(UTC)).compiled
     tokens = ["192.0.2.1", "-", "CONNECT", "-", "a.example", "443", "-", "-", "-"]
     if isinstance(asked, TunnelMode):
-        tokens[2:4], tokens[7] = ["GET", "https"], tunnel_tag("a.example:443", asked)
+        tokens[2:4], tokens[7] = (
+            ["GET", "https"],
+            str(TunnelTag("a.example:443", asked)),
+        )
     for in_force in (
         frozenset(),
         needed_keys(policy.source) - {"strip.cookie", Part.PRIVATE},

@@ -21,7 +21,7 @@ from squidkeeper.serving.sessions.store import (
     FILE,
     SessionStore,
 )
-from tests.serving.sessions_made import START, Clock, new
+from tests.serving.sessions_made import START, Clock, let_others_in, new
 from tests.waiting import wait_for
 
 # Runs as another account, which may only read: with the modules of the system alone.
@@ -316,10 +316,7 @@ def read(folder: Path, more: str = "") -> str:
 @pytest.fixture
 def open_folder(folder: Path) -> Path:
     """A folder below which another account may read."""
-    for path in folder.parents:
-        if path.stat().st_uid == os.getuid() and path.name.startswith("pytest"):
-            path.chmod(0o755)
-    folder.parent.chmod(0o755)
+    let_others_in(folder)
     return folder
 
 

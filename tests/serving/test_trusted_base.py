@@ -82,26 +82,26 @@ URLS = [
 HELPERS = {
     "acl --scope host": (
         [f"{n} {line} -" for n, line in enumerate(NINE)],
-        67_500,
-        67_500,
+        68_000,
+        68_000,
     ),
     "acl --scope request": (
         [f"{n} {line} -" for n, line in enumerate(URLS)],
-        67_500,
-        88_000,
+        68_000,
+        88_500,
     ),
     "rewrite": (
         [f"https://{h}/simple/x {n}" for h, n in zip(HOSTS, NINE, strict=True)],
-        68_500,
-        77_000,
+        69_000,
+        77_500,
     ),
-    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 74_500, 82_500),
+    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 75_000, 83_000),
     "meter": (
         [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
-        72_000,
-        72_000,
+        72_500,
+        72_500,
     ),
-    "login": (["1 bot secret 192.0.2.1 -"], 62_500, 62_500),
+    "login": (["1 bot secret 192.0.2.1 -"], 63_000, 63_000),
     "throttle --scope client": (["1 192.0.2.1", "2 192.0.2.2"], 12_500, 12_500),
     "certificate": ([], 14_500, 14_500),
 }

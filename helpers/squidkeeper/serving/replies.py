@@ -48,8 +48,8 @@ from squidkeeper.policy.protocol.request import (
     Malformed,
     Request,
     TunnelMode,
+    TunnelTag,
     parse_request,
-    tunnel_tag,
 )
 from squidkeeper.policy.url import RECORDED_URL_LENGTH, recorded_url
 from squidkeeper.serving.counters.layout import Key, counter_key
@@ -87,23 +87,26 @@ def acl_reply(
     policy: CompiledPolicy | None,
     user: str | None = None,
     tunnel: str | None = None,
+    session: int | None = None,
     *,
     shares: bool = False,
 ) -> Reply:
     """Write the reply of the acl helper; a denial has the reason for the page.
 
     `policy` is the one that decided, `user` the proxy user, for the access log;
-    `tunnel` is the authority of a CONNECT. `shares` tells whether Squid shares
-    connections to origins. A denied CONNECT passes: its tunnel leads nowhere, and each
-    request inside is denied. A tag costs Squid less to test than an annotation. A
-    request keeps its first tag: answers about the host have it.
+    `tunnel` is the authority of a CONNECT, `session` the number of who asks. `shares`
+    tells whether Squid shares connections to origins. A denied CONNECT passes: its
+    tunnel leads nowhere, and each request inside is denied. A tag costs Squid less to
+    test than an annotation. A request keeps its first tag: answers about the host have
+    it.
     """
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
     mode = mode_in_force(decision, shares=shares)
     recorded = (
         *_decided(decision, policy),
         *_recorded(decision, policy, user),
-        *(_tunnel(tunnel, mode) if tunnel else ()),
+        *(() if session is None else (("session_", str(session)),)),
+        *(_tunnel(TunnelTag(tunnel, mode, session)) if tunnel else ()),
     )
     if not decision.allowed and tunnel:
         return Reply(Result.OK, recorded, counts=counts)
@@ -197,12 +200,12 @@ def _tag(decision: Decision, mode: TunnelMode) -> str:
     return f"sk_final{ending}" if decision.final else f"sk_asks_more{ending}"
 
 
-def _tunnel(authority: str, mode: TunnelMode) -> Iterator[tuple[str, str]]:
-    """Name the tunnel of a CONNECT, with its mode, and have Squid bump it first where
-    it has no server of its own.
+def _tunnel(tag: TunnelTag) -> Iterator[tuple[str, str]]:
+    """Name the tunnel of a CONNECT, and have Squid bump it first where it has no server
+    of its own.
     """
-    yield "clt_conn_tag", tunnel_tag(authority, mode)
-    if mode is not TunnelMode.OWN:
+    yield "clt_conn_tag", str(tag)
+    if tag.mode is not TunnelMode.OWN:
         yield "bump_", "first"
 
 
@@ -243,16 +246,19 @@ def shared_reply(
     helper: str,
     policy: CompiledPolicy,
     user: str | None = None,
+    session: int | None = None,
     *,
     shares: bool = False,
 ) -> Reply:
     """Return the reply for a decision that many lines share: written once, and kept by
-    the decision and the user.
+    the decision, the user and the session.
     """
-    key = (decision, user)
+    key = (decision, user, session)
     reply = cache.get(key)
     if reply is None:
-        reply = acl_reply(decision, helper, policy, user, shares=shares)
+        reply = acl_reply(
+            decision, helper, policy, user, session=session, shares=shares
+        )
         cache.add(key, reply, reply_bytes(reply) + getsizeof(user))
     return reply
 
@@ -262,6 +268,7 @@ def tunnel_reply(
     helper: str,
     policy: CompiledPolicy | None,
     request: Request | Malformed,
+    session: int | None = None,
     *,
     shares: bool = False,
 ) -> Reply:
@@ -273,7 +280,9 @@ def tunnel_reply(
     # nothing but an ERR keeps Squid from splicing it
     is_closed = request.spliced and not decision.allowed
     tunnel = request.authority if request.method == CONNECT and not is_closed else None
-    reply = acl_reply(decision, helper, policy, request.user, tunnel, shares=shares)
+    reply = acl_reply(
+        decision, helper, policy, request.user, tunnel, session, shares=shares
+    )
     if request.spliced:  # which was counted when the tunnel was opened
         return replace(reply, annotations=(*reply.annotations, ("quota_", "no")))
     return reply

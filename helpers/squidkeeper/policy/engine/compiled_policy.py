@@ -2,12 +2,14 @@
 URL.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, reduce
 from operator import or_
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.faults import Location
@@ -42,6 +44,9 @@ from squidkeeper.policy.protocol.request import (
     Request,
 )
 from squidkeeper.policy.url import Host, parse_authority
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.engine.sessions import PolicySessions, Sessions
 
 EntryT = TypeVar("EntryT", Rule, Route)
 # In a policy with upstreams, where none of them holds: the parent of install.sh's
@@ -196,6 +201,7 @@ class CompiledPolicy:
         self._methods = index.methods | {"GET", _PREFLIGHT}
         if index.reads_bodies:  # whether a body is of git or MCP depends on the method
             self._methods |= {"POST", "DELETE"}
+        self.sessions: PolicySessions | None = None
         self.every_method = (*sorted(self._methods | BODILESS), _OTHER_METHOD)
         self.own_clients = frozenset(
             client.name for client in policy.clients if client.connections is not None
@@ -235,27 +241,27 @@ class CompiledPolicy:
     def match(self, request: Request | Malformed) -> HostMatch:
         """Look up all that needs no URL and no clock."""
         if isinstance(request, Malformed):
-            denial = deny(request.rule, request.reason)
-            return HostMatch(
-                _NO_FACTS, Candidates((), (), (), (), denial), request.url, denial
-            )
+            return _denied(request, deny(request.rule, request.reason))
         own = decide_own_host(request)
         if own is not None:
-            return HostMatch(
-                _NO_FACTS, Candidates((), (), (), (), own), request.url, own
-            )
-        lapses = None
-        if request.login not in (None, NO_LOGIN) or request.user in self._logins:
-            refused, lapses = self._check_login(request)
-            if refused:
-                return HostMatch(
-                    _NO_FACTS, Candidates((), (), (), (), refused), request.url, refused
-                )
+            return _denied(request, own)
+        if self.sessions is not None and request.session is None:
+            request, refused = self.sessions.of(request)
+            if refused is not None:
+                return _denied(request, refused)
+        refused, lapses = self._check_login(request)
+        if refused is not None:
+            return _denied(request, refused)
         clients = (
             self.clients_of(request.client, request.user) if self.source.clients else ()
         )
         if request.session is not None:
             clients = (*clients, request.session.role)
+        return self._match(request, clients, lapses)
+
+    def _match(
+        self, request: Request, clients: tuple[str, ...], lapses: datetime | None
+    ) -> HostMatch:
         method = (
             request.method
             if request.method in self._methods
@@ -278,6 +284,14 @@ class CompiledPolicy:
             lapses,
         )
 
+    def follow(self, sessions: Sessions) -> None:
+        """Have a request belong to the session that is active for it."""
+        from squidkeeper.policy.engine.sessions import (
+            PolicySessions,  # late: few need it
+        )
+
+        self.sessions = PolicySessions(self.source, sessions, self._logins)
+
     def _check_login(self, request: Request) -> tuple[Decision | None, datetime | None]:
         """Deny a login that the policy does not hold any longer; give also when it
         lapses, None for never.
@@ -286,6 +300,10 @@ class CompiledPolicy:
         token.
         """
         client = self._logins.get(request.user or "")
+        if client is None and (
+            request.login in (None, NO_LOGIN) or request.is_of_its_session
+        ):
+            return None, None
         if client is None:
             # of a user that is no client with tokens
             known = request.login == ANY_LOGIN
@@ -311,7 +329,7 @@ class CompiledPolicy:
         Squid can ask for a login at a CONNECT and outside of tunnels, not inside.
         """
         if (
-            not self._logins
+            not (self._logins or self.sessions)
             or isinstance(request, Malformed)
             or request.user is not None
             or request.login == NO_LOGIN
@@ -336,6 +354,10 @@ class CompiledPolicy:
         for name in self._logins if opened else ():
             if not opened.isdisjoint(self.clients_of(request.client, name)):
                 yield self.match(request._replace(user=name, login=ANY_LOGIN))
+        if opened and self.sessions and self.sessions.may_log_in(request):
+            for role in self.source.roles:
+                if role.name in opened:  # whatever its sessions may be
+                    yield self._match(request, (role.name,), None)
 
     def names_login(self, user: str | None) -> bool:
         """Whether a proxy user is the name of a client with tokens, whose login decides
@@ -680,6 +702,15 @@ def holding(
 def _object_bytes(*texts: str | None) -> int:
     """Estimate the bytes of an object that these texts name."""
     return _OBJECT_BYTES + 4 * sum(len(text or "") for text in texts)
+
+
+def _denied(request: Request | Malformed, denial: Decision) -> HostMatch:
+    """Match a request that is denied whatever the rules are."""
+    session = None if isinstance(request, Malformed) else request.session
+    candidates = Candidates((), (), (), (), denial)
+    return HostMatch(
+        _NO_FACTS._replace(session=session), candidates, request.url, denial
+    )
 
 
 _NO_FACTS = HostFacts((), _OTHER_METHOD, "http", Host(""), 0)

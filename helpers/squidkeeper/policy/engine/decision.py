@@ -1,7 +1,7 @@
 """A decision: a denial is a value, never an exception."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.language.forms import QueryParameters
@@ -178,6 +178,12 @@ def deny(rule: str, reason: str) -> Decision:
 def unavailable(why: Unavailable, reason: str) -> Decision:
     """Deny because nothing can decide; `why` is for the record."""
     return replace(deny(POLICY_UNAVAILABLE, reason), found=why)
+
+
+OUTDATED: Final = deny(
+    "tunnel-outdated",
+    "The policy has changed since this connection was opened. Open a new one.",
+)
 
 
 class TunnelUse(NamedTuple):

@@ -7,7 +7,6 @@ client what is for another.
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final
 
 from squidkeeper.policy.engine.compiled_policy import (
     Candidates,
@@ -15,7 +14,7 @@ from squidkeeper.policy.engine.compiled_policy import (
     HostMatch,
     RulesInForce,
 )
-from squidkeeper.policy.engine.decision import Decision, TunnelUse, deny
+from squidkeeper.policy.engine.decision import OUTDATED, Decision, TunnelUse
 from squidkeeper.policy.engine.fields import holds_for_host
 from squidkeeper.policy.language.model import (
     DIRECT,
@@ -26,11 +25,6 @@ from squidkeeper.policy.language.model import (
     Rule,
 )
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request, TunnelMode
-
-_OUTDATED: Final = deny(
-    "tunnel-outdated",
-    "The policy has changed since this connection was opened. Open a new one.",
-)
 
 
 def may_share(policy: Policy) -> bool:
@@ -64,7 +58,7 @@ def checked_tunnel(
     ):
         return decision
     needed = mode_in_force(decision, shares=shares)
-    return decision if needed in (request.tunnel, TunnelMode.SHARED) else _OUTDATED
+    return decision if needed in (request.tunnel, TunnelMode.SHARED) else OUTDATED
 
 
 def tunnel_use(policy: CompiledPolicy, match: HostMatch, at: datetime) -> TunnelUse:

@@ -30,6 +30,9 @@ from squidkeeper.policy.url import Address, Host
 BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "default": "No rule matches.",
     "login-refused": "The token of the login was revoked or has expired.",
+    "session-required": "Only sessions may use the address, and none was active.",
+    "session-invalid": "The policy no longer has the session's role, or no longer takes its values.",
+    "sessions-unavailable": "The sessions could not be read.",
     "authority-mismatch": "Tunnel, SNI and request name different hosts or ports.",
     "ambiguous-path": "Servers may read the path in different ways, with different decisions.",
     "private-address": "The host is, or resolves to, an address of a private network.",
@@ -43,7 +46,7 @@ BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "header-too-long": "URL and headers were too long to be read.",
     "policy-unavailable": "No helper replied, or the helper had no policy.",
     "not-rendered": "Squid's configuration lacks lines that the policy needs.",
-    "tunnel-outdated": "The policy had changed since the tunnel was opened.",
+    "tunnel-outdated": "The policy, or who asked, had changed since the tunnel was opened.",
 }
 VERDICT_NAMES = frozenset(BUILT_IN_REASONS)
 
@@ -64,6 +67,7 @@ OPENS_NONE = (
 BY_BODY = "body:"
 # in `found` of a record: how it begins where one was refused, with the reason
 SEALED = "sealed-token:"
+SESSION_REQUIRED: Final = "session-required"
 POLICY_UNAVAILABLE = "policy-unavailable"
 # in `found` of a record: how it begins where nothing could decide
 UNAVAILABLE = "unavailable:"
@@ -573,6 +577,11 @@ class Policy:
         return self.watch is not None or any(
             credential.placeholder for credential in self.credentials
         )
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether a request can belong to a session."""
+        return bool(self.roles or self.session_networks)
 
     @property
     def meters(self) -> bool:

@@ -67,7 +67,8 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     server name, before it splices the tunnel. `login` is the ID of the token that
     `user` logged in with; None stands for another login, or none. `tunnel` is the mode
     of the tunnel that it came through; None where there is none, or no one has stated
-    it. `session` is who asks, where a session does.
+    it. `session` is who asks, where a session does; `tunnel_session` is the number of
+    the one that opened the tunnel.
     """
 
     method: str
@@ -82,28 +83,54 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     login: str | None = None
     tunnel: TunnelMode | None = None
     session: Session | None = None
+    tunnel_session: int | None = None
+
+    @property
+    def is_of_its_session(self) -> bool:
+        """Whether its login is that of its session."""
+        return self.session is not None and self.session.name == self.user
 
 
-def tunnel_tag(authority: str, mode: TunnelMode) -> str:
-    """Write the tag that Squid keeps for a tunnel (clt_conn_tag): the authority, and
-    the mode unless it is `own`.
+class TunnelTag(NamedTuple):
+    """What Squid keeps for a tunnel (clt_conn_tag): the authority of its CONNECT, its
+    mode, and the number of the session that opened it.
     """
-    return authority if mode is TunnelMode.OWN else f"{authority} {mode}"
+
+    authority: str
+    mode: TunnelMode = TunnelMode.OWN
+    session: int | None = None
+
+    def __str__(self) -> str:
+        mode = "" if self.mode is TunnelMode.OWN else f" {self.mode}"
+        session = "" if self.session is None else f" {_SESSION}{self.session}"
+        return f"{self.authority}{mode}{session}"
 
 
-def read_tag(tag: str) -> tuple[str, TunnelMode]:
+def read_tag(tag: str) -> TunnelTag:
     """Read the tag of a tunnel; a text that is no tag counts as an authority, which no
     request will name.
     """
-    authority, _, mode = tag.partition(" ")
-    return (authority, TunnelMode(mode)) if mode in _TAGGED else (tag, TunnelMode.OWN)
+    authority, *words = tag.split(" ")
+    session = None
+    if words and words[-1].startswith(_SESSION):
+        number = words.pop().removeprefix(_SESSION)
+        if not number.isascii() or not number.isdigit():
+            return TunnelTag(tag)
+        session = int(number)
+    match words:
+        case []:
+            return TunnelTag(authority, session=session)
+        case [mode] if mode in _TAGGED:
+            return TunnelTag(authority, TunnelMode(mode), session)
+    return TunnelTag(tag)
 
 
 def authority_of(tag: str) -> str:
     """Return the authority that the tag of a tunnel names."""
-    return read_tag(tag)[0]
+    return read_tag(tag).authority
 
 
+_SESSION = "s="
 _TAGGED = (TunnelMode.FIRST, TunnelMode.SHARED)
 
 
@@ -131,7 +158,7 @@ def parse_request(
         :REQUEST_TOKENS
     ]
     method, host, port = stated_method or "", host or "", port or ""
-    tunnel, mode = (None, None) if tag is None else read_tag(tag)
+    tunnel, mode, opener = (None, None, None) if tag is None else read_tag(tag)
     authority = f"{host}:{port}" if method == CONNECT else ""
     try:
         parse_sender = (
@@ -151,6 +178,7 @@ def parse_request(
             spliced,
             login,
             mode,
+            tunnel_session=opener,
         )
         # which has nothing to agree with
         is_plain = tunnel is None and scheme == "http"

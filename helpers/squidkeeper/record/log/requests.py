@@ -38,6 +38,9 @@ NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record an
     "header-too-long": "its headers were too long, and the record holds none",
     "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper doctor`",
+    "session-required": "no session was active at its address, and the record does not hold the sessions",
+    "session-invalid": "its session was not one of the policy, and the record does not hold the session",
+    "sessions-unavailable": "the gateway could not read its sessions: `squidkeeper why` says what to do",
     "tunnel-outdated": "the policy had changed since the tunnel was opened",
 }
 WAIT: Final = timedelta(seconds=10)

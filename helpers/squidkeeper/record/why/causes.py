@@ -429,6 +429,27 @@ CAUSES: Final = (
         _of_rule("login-refused"),
     ),
     KnownCause(
+        "session-required",
+        "rule `session-required`",
+        "Only sessions may use the address of this client, and none was active there.",
+        "Make a session: `squidkeeper session create`. The page of the denial says which one has ended.",
+        _of_rule("session-required"),
+    ),
+    KnownCause(
+        "session-invalid",
+        "rule `session-invalid`",
+        "The policy no longer has the role of the session, or no longer takes the values of its variables.",
+        "End the session, and make one of a role that the policy has.",
+        _of_rule("session-invalid"),
+    ),
+    KnownCause(
+        "sessions-unavailable",
+        "rule `sessions-unavailable`",
+        "The gateway could not read its sessions: the file is missing or damaged.",
+        "Read Squid's `cache.log`, which has the reason, and start `squidkeeper sessions`.",
+        _of_rule("sessions-unavailable"),
+    ),
+    KnownCause(
         "no-helper",
         "rule `policy-unavailable`, and error `ERR_ACCESS_DENIED`",
         "No helper of the gateway answered, so the request was denied.",

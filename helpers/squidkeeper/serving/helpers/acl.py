@@ -26,7 +26,7 @@ from squidkeeper.policy.engine import (
 )
 from squidkeeper.policy.engine.own_host import TICKET_PAGE
 from squidkeeper.policy.grant_uses import GrantUses
-from squidkeeper.policy.language.model import Action, Rule
+from squidkeeper.policy.language.model import SESSION_REQUIRED, Action, Rule
 from squidkeeper.policy.protocol.lines import (
     Reply,
     decode_token,
@@ -98,7 +98,9 @@ class HostScope:
         at = decision_time(self.policy)
         if self.policy.depends_on_time:
             self._forget_outdated(at)
-        return self._replies.get(line) or self._decide(line, at)
+        sessions = self.policy.sessions
+        key = line if sessions is None else (sessions.active.stamp_of(line), line)
+        return self._replies.get(key) or self._decide(key, line, at)
 
     def _forget_outdated(self, at: datetime) -> None:
         holding = self.policy.timetable.holding(at)
@@ -106,9 +108,11 @@ class HostScope:
             self._holding = holding
             self._replies.clear()
 
-    def _decide(self, line: bytes, at: datetime) -> Reply:
+    def _decide(self, key: object, line: bytes, at: datetime) -> Reply:
         request = parse_request(parse_tokens(line, HOST_TOKENS))
-        decision = decide(self.policy, self.policy.match(request), at, Stage.HOST)
+        match = self.policy.match(request)
+        session = None if match.facts.session is None else match.facts.session.number
+        decision = decide(self.policy, match, at, Stage.HOST)
         if (decision.asks or not decision.allowed) and self._may_log_in(request, at):
             return ask_login(
                 acl_reply(replace(decision, action=Action.DENY), HOST, self.policy)
@@ -125,7 +129,7 @@ class HostScope:
             request.method == CONNECT or request.host.address is not None
         ):  # the reply can hold the host
             reply = tunnel_reply(
-                decision, HOST, self.policy, request, shares=self._shares
+                decision, HOST, self.policy, request, session, shares=self._shares
             )
             size = reply_bytes(reply)
         else:
@@ -135,11 +139,13 @@ class HostScope:
                 HOST,
                 self.policy,
                 request.user,
+                session,
                 shares=self._shares,
             )
             size = 0
-        if len(line) <= _LONGEST_KEPT_LINE:
-            self._replies.add(line, reply, len(line) + _LINE_BYTES + size)
+        # a former session is told by each denial for itself
+        if len(line) <= _LONGEST_KEPT_LINE and decision.rule != SESSION_REQUIRED:
+            self._replies.add(key, reply, len(line) + _LINE_BYTES + size)
         return reply
 
     def _is_closed(self, request: Request, at: datetime) -> bool:

@@ -24,18 +24,22 @@ class HostMatches:
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy
-        self._known: BoundedCache[bytes, HostMatch] = BoundedCache(_CACHE_BYTES)
+        self._known: BoundedCache[tuple[int, bytes], HostMatch] = BoundedCache(
+            _CACHE_BYTES
+        )
 
     def find(self, tokens: bytes) -> HostMatch:
         """Match the request that nine tokens state, as they came."""
-        known = self._known.get(tokens)
+        sessions = self.policy.sessions
+        key = (0 if sessions is None else sessions.active.stamp_of(tokens), tokens)
+        known = self._known.get(key)
         if known is None:
             known = self.policy.match(
                 parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
             )
             size = _MATCH_BYTES + 3 * len(tokens) + known.candidates.held_bytes
             # the tokens as they came, decoded and parsed
-            self._known.add(tokens, known, size)
+            self._known.add(key, known, size)
         return known
 
 

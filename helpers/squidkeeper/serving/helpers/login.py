@@ -31,9 +31,10 @@ _NOBODY: Final = (Token("0" * 64),)
 
 
 class Logins:
-    """The clients of one policy that have tokens, by name."""
+    """The clients of one policy, and the sessions, that have tokens, by name."""
 
     def __init__(self, policy: CompiledPolicy) -> None:
+        self._sessions = policy.sessions
         self._clients = {
             client.name: client
             for client in policy.source.clients
@@ -49,7 +50,7 @@ class Logins:
         client = self._clients.get(name)
         token = _same(text, client.tokens or () if client else _NOBODY)
         if client is None:
-            return "unknown_client", None
+            return self._of_session(name, text, address)
         if token is None:
             return "wrong_token", None
         if token.lapsed(at):
@@ -57,6 +58,14 @@ class Logins:
         return (
             "accepted" if client.within_networks(address) else "other_network"
         ), token
+
+    def _of_session(
+        self, name: str, text: str, address: Address | None
+    ) -> tuple[str, Token | None]:
+        if self._sessions is None:
+            return "unknown_client", None
+        token = Token.of(text)
+        return self._sessions.active.log_in(name, token.sha256, address), token
 
 
 def _same(text: str, tokens: Sequence[Token]) -> Token | None:

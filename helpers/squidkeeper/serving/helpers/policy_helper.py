@@ -34,6 +34,7 @@ from squidkeeper.serving.helpers.loop import (
 )
 from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.replies import JUDGED_LATER, broken_reply, judged_late
+from squidkeeper.serving.sessions.following import Following
 
 T = TypeVar("T")
 Answer = Callable[[bytes], Reply]
@@ -71,7 +72,7 @@ def run(
     answer_while_loading()
     output = take_output()
     once = write_to_cache_log()
-    live = follow_policy(directory, state, prepare)
+    live = follow_policy(directory, state, Following(state).prepared(prepare))
     counting = HelperCounters(helper, state, lambda: live.state)
     StuckWatchdog(lambda: counting.at).start()
     counting.begin()

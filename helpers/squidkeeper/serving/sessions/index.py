@@ -54,7 +54,7 @@ _LAST_ENDED: Final = (
 )
 _NO_COUNT: Final = [0]
 _NOTHING: Final = -1  # the change of an index that knows nothing
-_NO_SESSION, _UNREADABLE = 0, -1  # stamps
+_UNREADABLE: Final = -1  # in place of a stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class _Active:
 class SessionIndex:
     """The active sessions of a folder, by address and by name. For one thread.
 
+    `find` answers as of the last `refresh` or `stamp_of`.
+
     `find` takes 1 us, `stamp_of` 0.2, a change 27.
     """
 
@@ -90,9 +92,8 @@ class SessionIndex:
         self._counter: MappedCounter | None = None
         self._counts: list[int] | memoryview[int] = _NO_COUNT
         self._seen = -1
-        self._absent = _NO_SESSION
         self._look_at = 0.0  # by the monotonic clock
-        self._refused: Refused | None = None
+        self._refused: Refused | None = _UNAVAILABLE  # until the first look
         self._problem = ""  # that was logged
         self._forget()
 
@@ -100,7 +101,6 @@ class SessionIndex:
         self, client: Host | None, user: str | None, login: str | None
     ) -> Session | Refused | None:
         """Find the session of a request: that of its login, else of its address."""
-        self._refresh()
         if self._refused:
             return self._refused
         named = self._by_name.get(user) if user and login else None
@@ -109,20 +109,23 @@ class SessionIndex:
         found = self._at(client.text) if client and client.address else None
         return found.session if found else None
 
-    def by_token(self, name: str, sha256: str) -> tuple[Session | None, bool]:
-        """Return the session of a name, and whether a hash is that of its token; it
-        takes as long whether there is one or not.
-        """
-        self._refresh()
-        named = self._by_name.get(name)
-        known = named.token_sha256 if named and named.token_sha256 else "0" * 64
-        is_token = compare_digest(known, sha256)
-        return (named.session, is_token) if named else (None, False)
+    @property
+    def have_tokens(self) -> bool:
+        """Whether a login can be that of a session."""
+        return bool(self._by_name)
 
-    def is_within(self, session: Session, address: Address | None) -> bool:
-        """Whether a session may be used from an address."""
-        named = self._by_name.get(session.name)
-        return named is not None and named.within_network(address)
+    def log_in(self, name: str, sha256: str, address: Address | None) -> str:
+        """Return the result of a login, one of `LOGIN_RESULTS`, in the same time
+        whether the token is the right one or not.
+        """
+        self.refresh()
+        named = self._by_name.get(name)
+        is_token = compare_digest((named and named.token_sha256) or "0" * 64, sha256)
+        if named is None:
+            return "unknown_client"
+        if not is_token:
+            return "wrong_token"
+        return "accepted" if named.within_network(address) else "other_network"
 
     def stamp_of(self, line: bytes) -> int:
         """Return a number for what `find` finds for a line that begins by client and
@@ -136,7 +139,9 @@ class SessionIndex:
         found = self._by_address.get(client.decode("ascii", "replace"))
         if found is None and (b":" in client or b"%" in client):  # IPv6
             found = self._at(_address_text(client))
-        return found.session.stamp if found else self._absent
+        if found is not None:
+            return found.session.stamp
+        return _UNREADABLE if self._refused else int(bool(self._by_name))
 
     def former(self, client: Host) -> str:
         """Say which session an address had last; an empty text where it had none."""
@@ -212,7 +217,8 @@ class SessionIndex:
 
     # --- what has changed -------------------------------------------------------------
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Take what has changed."""
         if self._counts[0] != self._seen or time.monotonic() >= self._look_at:
             self._look()
 
@@ -226,7 +232,6 @@ class SessionIndex:
             self._fail(error)
         else:
             self._seen, self._refused, self._problem = seen, None, ""
-            self._absent = _NO_SESSION
         self._expire(at)
         self._look_at = time.monotonic() + self._until_next(at)
 
@@ -258,7 +263,7 @@ class SessionIndex:
         self._problem = str(error)
         self._file.close()
         self._forget()
-        self._refused, self._absent = _UNAVAILABLE, _UNREADABLE
+        self._refused = _UNAVAILABLE
         self._seen = self._counts[0]
 
     def _until_next(self, at: TimeNow) -> float:

@@ -1,0 +1,42 @@
+"""Has the policies of a process follow the sessions, where they have roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from squidkeeper.base.places import sessions_folder
+from squidkeeper.policy.engine import CompiledPolicy
+
+if TYPE_CHECKING:
+    from squidkeeper.serving.sessions.index import SessionIndex
+
+T = TypeVar("T")
+
+
+class Following:
+    """The sessions of a gateway, read once for all policies of a process."""
+
+    def __init__(self, state: Path) -> None:
+        self._folder = sessions_folder(state)
+        self._index: SessionIndex | None = None
+
+    def prepared(
+        self, prepare: Callable[[CompiledPolicy], T]
+    ) -> Callable[[CompiledPolicy], T]:
+        """Have each policy follow the sessions, ahead of what else is made of it."""
+
+        def prepared(policy: CompiledPolicy) -> T:
+            if policy.source.has_sessions:
+                policy.follow(self._found())
+            return prepare(policy)
+
+        return prepared
+
+    def _found(self) -> SessionIndex:
+        from squidkeeper.serving.sessions.index import SessionIndex  # late: few need it
+
+        if self._index is None:
+            self._index = SessionIndex(self._folder)
+        return self._index
