@@ -51,7 +51,7 @@ from squidkeeper.serving.rendering.arrangement import Line
 from squidkeeper.serving.rendering.lines import PLACEHOLDERS
 from squidkeeper.serving.rendering.values import Peer
 from squidkeeper.serving.replies import header_annotation
-from tests.conftest import write_policy
+from tests.conftest import NOW, write_policy
 
 SQUID = Path(__file__).parents[2] / "squid"
 CORE = "squidkeeper.conf"
@@ -147,6 +147,21 @@ def test_only_the_parts_that_are_needed_are_there_and_included_in_their_order() 
     assert {*everything} == {
         part_file(part) for part in Part if part is not Part.SHARED
     }
+
+
+def test_a_denial_is_not_kept_where_a_session_may_begin(tmp_path: Path) -> None:
+    roles = "roles: {agent: {ttl: 1h}}\nsession_networks: [10.0.0.0/8]\n"
+    rule = "rules: [{name: a, action: allow, clients: [agent], hosts: [a.example]}]"
+    texts = []
+    for number, text in enumerate((f"{roles}{rule}", rule.replace("agent", "vm"))):
+        clients = "" if number == 0 else "clients: {vm: {networks: [10.0.0.0/8]}}\n"
+        policy = load(write_policy(tmp_path / f"{number}", clients + text), NOW)
+        values, _ = values_of(policy.compiled.source, SecretStore({}, {}))
+        texts.append(rendered(values))
+    with_roles, without = texts
+    assert "sk_host ipv4 ttl=1 negative_ttl=0 grace=0" in with_roles[CORE]
+    assert "sk_host ipv4 ttl=1 negative_ttl=1 grace=0" in without[CORE]
+    assert with_roles.keys() - without.keys() == {part_file(Part.LOGIN)}
 
 
 def test_squid_waits_longer_for_the_service_than_the_service_for_its_turn() -> None:

@@ -29,6 +29,7 @@ from squidkeeper.policy.language.upstreams import DEFAULT
 
 NOT_RENDERED: Final = "not-rendered"
 CORE: Final = "core"
+SESSIONS: Final = "sessions"  # where the policy has roles
 _IN_FORCE: Final = re.compile(r"--in-force ([\w.,:-]+)", re.ASCII)
 _POLICY: Final = re.compile(r"--policy (\S+)")
 
@@ -93,8 +94,9 @@ NEEDED: Final[Mapping[Part, Callable[[Policy], bool]]] = {
         policy.credentials or policy.sealing_keys or policy.rewrites
     ),
     Part.CREDENTIALS_BY_HEADERS: _reads_headers,
-    Part.LOGIN: lambda policy: any(
-        client.tokens is not None for client in policy.clients
+    Part.LOGIN: lambda policy: (
+        any(client.tokens is not None for client in policy.clients)
+        or bool(policy.roles)
     ),
     Part.METER: lambda policy: policy.meters,
     Part.OVERRIDE_HEADERS: lambda _: True,
@@ -189,6 +191,8 @@ def keys_of(decision: Decision) -> frozenset[str]:
 
 
 def _of_policy(policy: Policy) -> Iterator[str]:
+    if policy.has_sessions:
+        yield SESSIONS
     if policy.watch:
         yield f"{Part.WATCH}.secrets"
     if any(quota.unit.is_tokens for quota in policy.quotas):
@@ -264,7 +268,7 @@ class PartsInForce:
 
     def __init__(self, needed: frozenset[str], keys: frozenset[str] | None) -> None:
         # Without the part `shared`, each tunnel has a connection of its own.
-        optional = {CORE, Part.SHARED}
+        optional = {CORE, Part.SHARED, SESSIONS}
         self.missing = frozenset[str]() if keys is None else needed - keys - optional
         self._everywhere = self.missing & {Part.WATCH, f"{Part.WATCH}.secrets"}
         self._upstreams = frozenset(

@@ -39,6 +39,7 @@ from squidkeeper.policy.language.model import (
     POLICY_UNAVAILABLE,
     SEALED,
     SEALED_REFUSED,
+    SESSION_REQUIRED,
     Route,
     Unavailable,
 )
@@ -105,7 +106,6 @@ def acl_reply(
     recorded = (
         *_decided(decision, policy),
         *_recorded(decision, policy, user),
-        *(() if session is None else (("session_", str(session)),)),
         *(_tunnel(TunnelTag(tunnel, mode, session)) if tunnel else ()),
     )
     if not decision.allowed and tunnel:
@@ -246,19 +246,16 @@ def shared_reply(
     helper: str,
     policy: CompiledPolicy,
     user: str | None = None,
-    session: int | None = None,
     *,
     shares: bool = False,
 ) -> Reply:
     """Return the reply for a decision that many lines share: written once, and kept by
-    the decision, the user and the session.
+    the decision and the user.
     """
-    key = (decision, user, session)
+    key = (decision, user)
     reply = cache.get(key)
     if reply is None:
-        reply = acl_reply(
-            decision, helper, policy, user, session=session, shares=shares
-        )
+        reply = acl_reply(decision, helper, policy, user, shares=shares)
         cache.add(key, reply, reply_bytes(reply) + getsizeof(user))
     return reply
 
@@ -277,8 +274,11 @@ def tunnel_reply(
     """
     if helper != HOST or isinstance(request, Malformed):
         return acl_reply(decision, helper, policy, request.user)
-    # nothing but an ERR keeps Squid from splicing it
-    is_closed = request.spliced and not decision.allowed
+    # Nothing but an ERR keeps Squid from splicing it. Squid keeps an OK for up to two
+    # seconds, in which a session may begin.
+    is_closed = not decision.allowed and (
+        request.spliced or decision.rule == SESSION_REQUIRED
+    )
     tunnel = request.authority if request.method == CONNECT and not is_closed else None
     reply = acl_reply(
         decision, helper, policy, request.user, tunnel, session, shares=shares

@@ -139,7 +139,6 @@ class HostScope:
                 HOST,
                 self.policy,
                 request.user,
-                session,
                 shares=self._shares,
             )
             size = 0

@@ -25,7 +25,7 @@ from squidkeeper.policy.language.headers import (
 from squidkeeper.policy.language.quotas import SMALL_ANSWER
 from squidkeeper.policy.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.policy.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
-from squidkeeper.serving.parts import Part
+from squidkeeper.serving.parts import SESSIONS, Part
 from squidkeeper.serving.rendering.values import Peer, Values
 from squidkeeper.serving.replies import header_annotation
 
@@ -334,6 +334,8 @@ BODY_BOUND: Final = "request_body_max_size"
 # setup/configuration.py has those of a gateway.
 PLACEHOLDERS: Final[Mapping[str, Callable[[Values], str | Iterator[str]]]] = {
     "IN_FORCE": _in_force,
+    # a session that was just made is allowed at once
+    "DENIAL_TTL": lambda values: "0" if SESSIONS in values.keys else "1",
     "PRIVATE_NETWORKS": _private_networks,
     "ADDRESS": _address,
     "OVERRIDE_HEADERS": _override_headers,
