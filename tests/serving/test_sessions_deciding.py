@@ -14,7 +14,15 @@ from urllib.parse import quote
 
 import pytest
 
-from squidkeeper.policy.engine import CompiledPolicy, Stage, decide
+from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.engine import (
+    CompiledPolicy,
+    Stage,
+    decide,
+    listed_rules,
+    session_of_list,
+)
+from squidkeeper.policy.language.bodies import GitBody
 from squidkeeper.policy.language.model import BUILT_IN_REASONS
 from squidkeeper.policy.protocol.lines import Reply, Result
 from squidkeeper.policy.protocol.request import parse_request
@@ -116,8 +124,9 @@ class Gateway:
         return dict(self.host.answer(connect + b" -").annotations)["clt_conn_tag"]
 
     def at_url(self, url: str, client: str = VM, tag: str | None = "") -> Reply:
-        host = url.split("/")[2]
-        return self.request.answer(self.line(host, client, tag=tag), url)
+        scheme, _, host, *_ = url.split("/")
+        line = self.line(host, client, scheme=scheme[:-1], tag=tag)
+        return self.request.answer(line, url)
 
     def end(self, name: str) -> None:
         row = self.store.by_name(name)
@@ -218,6 +227,17 @@ def test_no_tunnel_opens_without_a_session(gateway: Gateway) -> None:
     reply = gateway.at_host("docs.example", method="CONNECT")
     assert rule(reply) == "!session-required"  # which Squid does not keep
     assert "clt_conn_tag" not in dict(reply.annotations)
+
+
+def test_a_url_is_decided_for_the_session_that_is_active_now(gateway: Gateway) -> None:
+    for name in ("app-1", "app-2", "app-1"):
+        gateway.store.create(new("vm-1", f"{VM}/32", variables=repo(f"acme/{name}")))
+        for asked in ("app-1", "app-2"):
+            reply = gateway.at_url(f"http://git.example/acme/{asked}/x")
+            assert rule(reply) == ("clone" if asked == name else "!default")
+        gateway.end("vm-1")
+        reply = gateway.at_url("http://git.example/acme/app-1/x")
+        assert rule(reply) == "!session-required"
 
 
 def test_a_tunnel_of_no_session_is_none_of_a_session(gateway: Gateway) -> None:
@@ -357,6 +377,47 @@ def test_a_credential_is_for_the_session_that_names_its_place(gateway: Gateway) 
     # neither has forgotten what is kept for the other
     assert injected(VM, "app-1") is first
     assert injected(OTHER, "app-2") is second
+
+
+PUSH = """
+roles: {agent: {variables: {task: {type: path, pattern: "[a-z0-9-]+"}}}}
+rules:
+  - name: push
+    action: allow
+    clients: [agent]
+    hosts: [git.example]
+    body: {git: {push: ["refs/heads/agent/{session.task}/**"]}}
+"""
+
+
+def test_the_service_of_bodies_is_told_the_session(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    pushing = Gateway(
+        compiled_of(tmp_path, PUSH), gateway.store, gateway.index, gateway.folder
+    )
+    listed = []
+    for client in (VM, OTHER):
+        task = {"task": (f"of-{client[-1]}",)}
+        made = gateway.store.create(new(f"vm-{client}", f"{client}/32", variables=task))
+        url = "https://git.example/acme/app.git/git-receive-pack"
+        line = pushing.line("git.example", client, method="POST")
+        reply = dict(pushing.request.answer(line, url).annotations)
+        text, number = session_of_list(reply["body_"])
+        assert number == made.number
+        session = gateway.index.numbered(made.number)
+        (rule,) = listed_rules(pushing.policy, text, session)
+        assert isinstance(rule.body, GitBody)
+        listed.append([*rule.body.push])
+        with pytest.raises(PatternError, match="is for sessions, and this is none"):
+            listed_rules(pushing.policy, text)
+    assert listed == [["refs/heads/agent/of-1/**"], ["refs/heads/agent/of-2/**"]]
+
+
+@pytest.mark.parametrize("text", ["r0@", "r0@x", "r0@-1", "r0@1@2"])
+def test_a_list_of_no_session_is_told_apart(text: str) -> None:
+    with pytest.raises(PatternError, match="is not the number of a session"):
+        session_of_list(text)
 
 
 def test_a_policy_that_follows_no_sessions_knows_none(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def acl_reply(
     mode = mode_in_force(decision, shares=shares)
     recorded = (
         *_decided(decision, policy),
-        *_recorded(decision, policy, user),
+        *_recorded(decision, policy, user, session),
         *(_tunnel(TunnelTag(tunnel, mode, session)) if tunnel else ()),
     )
     if not decision.allowed and tunnel:
@@ -123,10 +123,13 @@ def acl_reply(
 
 
 def _recorded(
-    decision: Decision, policy: CompiledPolicy | None, user: str | None
+    decision: Decision,
+    policy: CompiledPolicy | None,
+    user: str | None,
+    session: int | None,
 ) -> Iterator[tuple[str, str]]:
     """Write what the service of bodies and the access log need of any decision."""
-    if policy and (listed := listed_text(policy, decision)):
+    if policy and (listed := listed_text(policy, decision, session)):
         yield "body_", listed
     if decision.observed:
         yield "observed_", decision.observed
@@ -246,16 +249,20 @@ def shared_reply(
     helper: str,
     policy: CompiledPolicy,
     user: str | None = None,
+    session: int | None = None,
     *,
     shares: bool = False,
 ) -> Reply:
     """Return the reply for a decision that many lines share: written once, and kept by
-    the decision and the user.
+    the decision, the user, and the session where the service of bodies is told.
     """
-    key = (decision, user)
+    session = session if decision.reads_body else None
+    key = (decision, user, session)
     reply = cache.get(key)
     if reply is None:
-        reply = acl_reply(decision, helper, policy, user, shares=shares)
+        reply = acl_reply(
+            decision, helper, policy, user, session=session, shares=shares
+        )
         cache.add(key, reply, reply_bytes(reply) + getsizeof(user))
     return reply
 

@@ -4,7 +4,12 @@
 it.
 """
 
-from squidkeeper.policy.engine.body_scope import decide_body, listed_rules, listed_text
+from squidkeeper.policy.engine.body_scope import (
+    decide_body,
+    listed_rules,
+    listed_text,
+    session_of_list,
+)
 from squidkeeper.policy.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.policy.engine.decide import Stage, asks_url, decide, decide_until_spent
 from squidkeeper.policy.engine.decision import Decision, deny, unavailable
@@ -24,5 +29,6 @@ __all__ = [
     "listed_rules",
     "listed_text",
     "mode_in_force",
+    "session_of_list",
     "unavailable",
 ]

@@ -27,6 +27,8 @@ _DEFAULT, _CLOSED = (
     "d",
     "c",
 )
+_OF_SESSION = "@"  # between a list and the number of the session that asks
+_SESSION = re.compile(r"(?:@([0-9]{1,19}))?", re.ASCII)
 _POSITION = re.compile(r"[rg](0|[1-9][0-9]{0,5})")
 _SHOWN = 3  # reasons on a page
 _FOUND_LENGTH = 200  # characters
@@ -120,14 +122,33 @@ def _opens_more(rule: Rule) -> bool:
     )
 
 
-def listed_text(policy: CompiledPolicy, decision: Decision) -> str | None:
-    """Write the list of a decision: of a metered one, its rule alone.
+def listed_text(
+    policy: CompiledPolicy, decision: Decision, session: int | None = None
+) -> str | None:
+    """Write the list of a decision: of a metered one, its rule alone; and the number of
+    the session that asks.
 
     None where `squidkeeper bodies` is not asked.
     """
-    if decision.by_body:
-        return format_listed(policy, decision.by_body)
-    return policy.position_names[decision.rule] if decision.meter else None
+    if not decision.reads_body:
+        return None
+    listed = (
+        format_listed(policy, decision.by_body)
+        if decision.by_body
+        else policy.position_names[decision.rule]
+    )
+    return listed if session is None else f"{listed}{_OF_SESSION}{session}"
+
+
+def session_of_list(text: str) -> tuple[str, int | None]:
+    """Split a list from the number of the session that asks; `PatternError` where it is
+    none.
+    """
+    listed, at, number = text.partition(_OF_SESSION)
+    found = _SESSION.fullmatch(at + number)
+    if found is None:
+        raise PatternError(f"{number!r} is not the number of a session")
+    return listed, int(found[1]) if at else None
 
 
 def format_listed(policy: CompiledPolicy, rules: Sequence[Rule]) -> str:

@@ -160,6 +160,11 @@ class Decision:
         ]
 
     @property
+    def reads_body(self) -> bool:
+        """Whether `squidkeeper bodies` is asked about the request."""
+        return bool(self.by_body) or self.meter is not None
+
+    @property
     def final(self) -> bool:
         """Whether an allow at host scope leaves nothing to ask about the request."""
         asks_more = self.outlook.asks_more or self.observes_url

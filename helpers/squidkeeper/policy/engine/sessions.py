@@ -52,6 +52,9 @@ class Sessions(Protocol):
         None: it has none.
         """
 
+    def numbered(self, number: int) -> Session | None:
+        """Find an active session by its number."""
+
     def stamp_of(self, line: bytes) -> int:
         """Return a number for what `find` finds for a line of Squid: another one after
         each change of that.

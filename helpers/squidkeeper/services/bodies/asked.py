@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from squidkeeper.base.errors import InvalidIcap
+from squidkeeper.base.errors import InvalidIcap, PatternError
 from squidkeeper.policy.bodies.sent_request import SentRequest
+from squidkeeper.policy.engine import session_of_list
 from squidkeeper.services.bodies.icap import IcapRequest, parse_http
 
 _ASKED: Final = "x-sk-asked"
@@ -26,7 +27,8 @@ class AskedBody:
 
     `observed` is what a rule ahead of these has observed. `request_id` and `user` are
     those of the access log. `most_bytes` is as much of the body as one of the rules may
-    need. It is known once the request was judged.
+    need. It is known once the request was judged. `session` is the number of the
+    session that asks.
     """
 
     sent: SentRequest
@@ -38,6 +40,7 @@ class AskedBody:
     observed: str | None
     user: str | None = None
     worker: str = "-"
+    session: int | None = None
     most_bytes: int = 0
 
 
@@ -45,7 +48,11 @@ def asked_by(request: IcapRequest) -> AskedBody:
     """Read a request of ICAP; `InvalidIcap` where it lacks what bodies.conf adds to
     each.
     """
-    revision, listed, observed, client, number = _noted(request.headers)
+    revision, noted, observed, client, number = _noted(request.headers)
+    try:
+        listed, session = session_of_list(noted)
+    except PatternError as error:
+        raise InvalidIcap("a request has no list of rules") from error
     http = parse_http(request.http)
     body = SentRequest(
         http.method,
@@ -68,6 +75,7 @@ def asked_by(request: IcapRequest) -> AskedBody:
         _told(observed),
         _told(user),
         worker,
+        session,
     )
 
 

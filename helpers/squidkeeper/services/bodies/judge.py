@@ -20,13 +20,16 @@ from squidkeeper.policy.engine import (
     CompiledPolicy,
     Decision,
     decide_body,
+    deny,
     listed_rules,
     unavailable,
 )
 from squidkeeper.policy.language.model import (
+    SESSION_REQUIRED,
     Rule,
     Unavailable,
 )
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.body_judgement import (
     JUDGED_AT_ONCE,
@@ -62,6 +65,9 @@ _UNKNOWN: Final = unavailable(
 _UNREAD: Final = unavailable(
     Unavailable.NOT_PASSED_ON,
     "The rules of the policy for this body are none that this gateway can read.",
+)
+_ENDED: Final = deny(
+    SESSION_REQUIRED, "The session of this request has ended since it began."
 )
 # from the head of a request, after which an edit of the policy reaches its body too
 EDITED_SECONDS: Final = 5.0
@@ -122,6 +128,7 @@ class BodyJudge:
     `count` counts a decision and its seconds. `drains`: no connection stays.
 
     `new_settler` makes what counts for metered requests, when the first one comes.
+    `find_session` returns an active session by its number.
     """
 
     def __init__(
@@ -132,6 +139,7 @@ class BodyJudge:
         pool: Executor,
         count: Callable[[Key, float], None],
         new_settler: Callable[[], Settler] | None = None,
+        find_session: Callable[[int], Session | None] = lambda _: None,
     ) -> None:
         self.policies = policies
         self.turns = turns
@@ -142,6 +150,7 @@ class BodyJudge:
         self._pool = pool
         self._count = count
         self._new_settler = new_settler
+        self._find_session = find_session
         self._settler: Settler | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._large = asyncio.Lock()
@@ -201,7 +210,10 @@ class BodyJudge:
         self, policy: CompiledPolicy, asked: AskedBody
     ) -> Judgement | None:
         lock = self._locks.setdefault(client_network(asked.client), asyncio.Lock())
-        async with lock, self._large if _may_be_large(policy, asked) else nullcontext():
+        async with (
+            lock,
+            self._large if self._may_be_large(policy, asked) else nullcontext(),
+        ):
             began = time.monotonic()
             judgement = await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._judge, policy, asked
@@ -214,7 +226,10 @@ class BodyJudge:
         return judgement
 
     def _judge(self, policy: CompiledPolicy, asked: AskedBody) -> Judgement | None:
-        rules = _rules(policy, asked)
+        session = None if asked.session is None else self._find_session(asked.session)
+        if session is None and asked.session is not None:
+            return self.refused(_ENDED, asked)
+        rules = _rules(policy, asked, session)
         if not rules:
             return self.refused(_UNREAD, asked)
         asked.most_bytes = max(map(_most_bytes, rules), default=0)
@@ -254,6 +269,19 @@ class BodyJudge:
         page = self._pages.write(decision, asked, contact)
         return Judgement(decision, observed, (http_head(page), page.body))
 
+    def _may_be_large(self, policy: CompiledPolicy, asked: AskedBody) -> bool:
+        """Return whether the content of a body may be large.
+
+        Its rules bound what 1 KB can inflate to.
+        """
+        if not is_encoded(asked):
+            return len(asked.sent.body) > _LARGE
+        session = None if asked.session is None else self._find_session(asked.session)
+        return any(
+            rule.body is not None and rule.body.max_bytes > _LARGE
+            for rule in _rules(policy, asked, session)
+        )
+
     def report(self, error: BaseException) -> None:
         """Log an error of ours once, by its type and place: its text may hold what a
         body says.
@@ -279,12 +307,14 @@ def describe_place(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def _rules(policy: CompiledPolicy, asked: AskedBody) -> tuple[Rule, ...]:
+def _rules(
+    policy: CompiledPolicy, asked: AskedBody, session: Session | None
+) -> tuple[Rule, ...]:
     """Return the rules that Squid has passed on; none where the policy does not have
     them.
     """
     try:
-        return listed_rules(policy, asked.listed)
+        return listed_rules(policy, asked.listed, session)
     except PatternError:
         return ()
 
@@ -296,17 +326,4 @@ def _most_bytes(rule: Rule) -> int:
         else rule.body.max_bytes
         if rule.body is not None
         else 0
-    )
-
-
-def _may_be_large(policy: CompiledPolicy, asked: AskedBody) -> bool:
-    """Return whether the content of a body may be large.
-
-    Its rules bound what 1 KB can inflate to.
-    """
-    if not is_encoded(asked):
-        return len(asked.sent.body) > _LARGE
-    return any(
-        rule.body is not None and rule.body.max_bytes > _LARGE
-        for rule in _rules(policy, asked)
     )

@@ -34,6 +34,7 @@ from squidkeeper.serving.helpers.helper_counters import HelperCounters
 from squidkeeper.serving.helpers.policy_helper import answer_while_loading
 from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.helpers.throttle import Limits
+from squidkeeper.serving.sessions.following import Following
 
 if TYPE_CHECKING:
     from squidkeeper.services.bodies.settling import Settler
@@ -169,7 +170,10 @@ def new_judge(
     def count(key: Key, seconds: float) -> None:
         counting.add(1, seconds, [key])
 
-    return BodyJudge(policies, pages, turns, pool, count, new_settler)
+    sessions = Following(options.state)
+    return BodyJudge(
+        policies, pages, turns, pool, count, new_settler, sessions.numbered
+    )
 
 
 async def _drain(server: asyncio.Server, judge: BodyJudge) -> None:

@@ -111,7 +111,7 @@ class HostScope:
     def _decide(self, key: object, line: bytes, at: datetime) -> Reply:
         request = parse_request(parse_tokens(line, HOST_TOKENS))
         match = self.policy.match(request)
-        session = None if match.facts.session is None else match.facts.session.number
+        session = _session_of(match)
         decision = decide(self.policy, match, at, Stage.HOST)
         if (decision.asks or not decision.allowed) and self._may_log_in(request, at):
             return ask_login(
@@ -139,6 +139,7 @@ class HostScope:
                 HOST,
                 self.policy,
                 request.user,
+                session,
                 shares=self._shares,
             )
             size = 0
@@ -192,8 +193,11 @@ class RequestScope:
 
     def answer(self, tokens: bytes, url: str) -> Reply:
         """Answer a line, by its first nine tokens as they came and its URL."""
-        decision = self._in_force.checked(self._decide(tokens, url))
-        reply = shared_reply(self._replies, decision, REQUEST, self.policy)
+        match = self._matches.find(tokens)
+        decision = self._in_force.checked(self._decide(match, url))
+        reply = shared_reply(
+            self._replies, decision, REQUEST, self.policy, session=_session_of(match)
+        )
         if (
             decision.rule == TICKET_PAGE and decision.allowed
         ):  # which nothing may let pass
@@ -207,12 +211,8 @@ class RequestScope:
             return asking.deny(reply, tokens, url, decision.rule, self.policy)
         return reply
 
-    def _decide(self, tokens: bytes, url: str) -> Decision:
-        match, at, stage = (
-            self._matches.find(tokens),
-            decision_time(self.policy),
-            Stage.URL,
-        )
+    def _decide(self, match: HostMatch, url: str) -> Decision:
+        at, stage = decision_time(self.policy), Stage.URL
         # Squid asks about these where the host decides, too, for the access log.
         if len(url) >= LONG_URL or match.candidates.observing is not None:
             decision = decide(self.policy, match, at, Stage.HOST)
@@ -246,6 +246,10 @@ class RequestScope:
                 _log.error("%s", problem)
             self._problem = problem
             return False
+
+
+def _session_of(match: HostMatch) -> int | None:
+    return None if match.facts.session is None else match.facts.session.number
 
 
 def answer_host(scope: HostScope | None, line: bytes) -> Reply:

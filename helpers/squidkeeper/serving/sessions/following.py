@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from squidkeeper.base.places import sessions_folder
 from squidkeeper.policy.engine import CompiledPolicy
+from squidkeeper.policy.language.roles import Session
 
 if TYPE_CHECKING:
     from squidkeeper.serving.sessions.index import SessionIndex
@@ -21,6 +23,7 @@ class Following:
     def __init__(self, state: Path) -> None:
         self._folder = sessions_folder(state)
         self._index: SessionIndex | None = None
+        self._lock = threading.Lock()
 
     def prepared(
         self, prepare: Callable[[CompiledPolicy], T]
@@ -33,6 +36,11 @@ class Following:
             return prepare(policy)
 
         return prepared
+
+    def numbered(self, number: int) -> Session | None:
+        """Find an active session by its number, for a service of several threads."""
+        with self._lock:
+            return self._found().numbered(number)
 
     def _found(self) -> SessionIndex:
         from squidkeeper.serving.sessions.index import SessionIndex  # late: few need it

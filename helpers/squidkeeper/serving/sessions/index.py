@@ -127,6 +127,12 @@ class SessionIndex:
             return "wrong_token"
         return "accepted" if named.within_network(address) else "other_network"
 
+    def numbered(self, number: int) -> Session | None:
+        """Find an active session by its number."""
+        self.refresh()
+        active = self._by_number.get(number)
+        return active.session if active else None
+
     def stamp_of(self, line: bytes) -> int:
         """Return a number for what `find` finds for a line that begins by client and
         user: another one after each change of that.
