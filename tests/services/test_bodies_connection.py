@@ -24,6 +24,7 @@ from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.language.body_values import LARGEST_BODY
 from squidkeeper.policy.language.model import Action
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.body_judgement import Judgement
 from squidkeeper.services.bodies.connection import (
@@ -798,3 +799,16 @@ def test_an_error_is_told_without_its_text() -> None:
         json.loads("{secret")
     assert describe_place(caught.value).startswith("JSONDecodeError in ")
     assert "double quotes" not in describe_place(caught.value)
+
+
+def test_a_body_of_a_session_is_judged_while_the_session_is_active(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active = {17: Session(17, "vm-1", "agent", {})}
+    monkeypatch.setattr(service.judge, "_find_session", active.get)
+    asked = service.asked(listed="r0,d@17")
+    assert service.receive(asked, whole(SMALL)).startswith(b"ICAP/1.0 204 ")
+    active.clear()
+    answer = service.receive(asked, whole(SMALL))
+    assert b"\r\nX-SK-Rule: session-required\r\nX-SK-Verdict: deny\r\n" in answer
+    assert b"The session of this request has ended since it began." in answer
