@@ -124,14 +124,18 @@ def outcome(gateway: Gateway, url: str, *options: str, client: str = VM) -> obje
 def test_two_sessions_of_a_role_reach_each_its_own_alone(
     gateway: Gateway, sessions: Sessions, origins: Origins
 ) -> None:
-    sessions.begin(ONE, "agent", "acme/one")
-    sessions.begin(TWO, "agent", "acme/two")
+    numbers = {
+        ONE: sessions.begin(ONE, "agent", "acme/one").number,
+        TWO: sessions.begin(TWO, "agent", "acme/two").number,
+    }
     for client, own, others in ((ONE, "one", "two"), (TWO, "two", "one")):
-        url = f"https://git.example/acme/{own}/info"
+        before, url = len(gateway.log()), f"https://git.example/acme/{own}/info"
         seen = allowed(gateway, origins, url, "clone", client=client)
         assert seen.values("Authorization") == ["Bearer value-of-the-key-of-sessions"]
         wrong = f"https://git.example/acme/{others}/info"
         assert outcome(gateway, wrong, client=client) == "default"
+        for asked in (url, wrong):
+            assert gateway.logged(asked, before)["session"] == str(numbers[client])
         denied(gateway, origins, "https://docs.example/", "default", client=client)
 
 

@@ -121,6 +121,7 @@ OF_SQUIDS_CHOICE = {
     "client_port",
     "gateway",
     "worker",
+    "session",
 }
 # a time, addresses, numbers, a result and a way, a connection, a request ID, a port, a
 # worker, the gateway twice

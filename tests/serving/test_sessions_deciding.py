@@ -175,7 +175,11 @@ def test_each_session_reaches_its_own_alone(gateway: Gateway) -> None:
 
 def test_a_tunnel_has_the_number_of_its_session(gateway: Gateway) -> None:
     made = gateway.store.create(new("vm-1", f"{VM}/32", role="reader", variables={}))
+    reply = gateway.at_host("docs.example", scheme="http")
+    assert dict(reply.annotations)["session_"] == str(made.number)
     assert gateway.tag("docs.example") == f"docs.example:443 s={made.number}"
+    office = gateway.at_host("docs.example", OUTSIDE, scheme="http")
+    assert "session_" not in dict(office.annotations)
     assert gateway.tag("docs.example", OUTSIDE) == "docs.example:443"
 
 

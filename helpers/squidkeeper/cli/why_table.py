@@ -51,7 +51,7 @@ _COLUMNS: Final = (  # that a cause, its sentence and the policy's decision need
         "cut",
         "hidden",
     ),
-    *("request_id", "found", "gateway", "page", "error_detail"),
+    *("request_id", "found", "gateway", "page", "error_detail", "session"),
 )
 _FETCHED: Final = 1_000  # rows at once
 

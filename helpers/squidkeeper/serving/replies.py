@@ -106,6 +106,7 @@ def acl_reply(
     recorded = (
         *_decided(decision, policy),
         *_recorded(decision, policy, user, session),
+        *((("session_", str(session)),) if helper == HOST and session else ()),
         *(_tunnel(TunnelTag(tunnel, mode, session)) if tunnel else ()),
     )
     if not decision.allowed and tunnel:
@@ -254,9 +255,10 @@ def shared_reply(
     shares: bool = False,
 ) -> Reply:
     """Return the reply for a decision that many lines share: written once, and kept by
-    the decision, the user, and the session where the service of bodies is told.
+    the decision, the user, and the session where the record or the service of bodies
+    is told.
     """
-    session = session if decision.reads_body else None
+    session = session if helper == HOST or decision.reads_body else None
     key = (decision, user, session)
     reply = cache.get(key)
     if reply is None:

@@ -48,6 +48,7 @@ LOG_CODES = {
     "worker": "${process_number}",
     "page": "%#{page_}note",
     "error_detail": "%#err_detail",
+    "session": "%#{session_}note",
 }
 # What a client or a server can put a value into: none of it is in the line of a request
 # that is withheld. A method is, as far as it is too short for a value.

@@ -73,6 +73,7 @@ OTHER: Final = (
     "worker",
     "page",
     "error_detail",
+    "session",
 )
 _OUTBOUND: Final = 1
 _KINDS: Final[

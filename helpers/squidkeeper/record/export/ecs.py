@@ -74,7 +74,15 @@ ROWS: Final = {
                 "tls_error",
                 "cut",
             ),
-            *("hidden", "found", "observed", "worker", "page", "error_detail"),
+            *(
+                "hidden",
+                "found",
+                "observed",
+                "worker",
+                "page",
+                "error_detail",
+                "session",
+            ),
             "content_type",  # ECS: http.response.mime_type is never from the header
         )
     },

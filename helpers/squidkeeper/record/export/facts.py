@@ -115,6 +115,7 @@ _TEXTS: Final = (
         "worker",
         "page",
         "error_detail",
+        "session",
     ),
 )
 _LISTS: Final = ("credential", "found")

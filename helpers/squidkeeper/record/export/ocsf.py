@@ -83,7 +83,7 @@ ROWS: Final = {
                 "cut",
                 "hidden",
             ),
-            *("found", "observed", "worker", "page", "error_detail"),
+            *("found", "observed", "worker", "page", "error_detail", "session"),
         )
     },
 }

@@ -69,7 +69,7 @@ ROWS: Final = {
                 "found",
                 "observed",
             ),
-            *("gateway", "worker", "page", "error_detail"),
+            *("gateway", "worker", "page", "error_detail", "session"),
         )
     },
 }

@@ -89,6 +89,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     worker: str = NONE
     page: str = NONE
     error_detail: str = NONE
+    session: str = NONE
 
 
 # Characters of each field that a client or server chooses: `logformat squidkeeper`
