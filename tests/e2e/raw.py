@@ -142,6 +142,13 @@ class Raw:
         """Whether something can be read, without waiting for it."""
         return bool(select.select([self._socket], [], [], 0)[0])
 
+    def receive(self) -> bytes:
+        """Read some bytes; none where the connection has ended."""
+        try:
+            return self._socket.recv(1 << 16)
+        except (ConnectionError, ssl.SSLError):
+            return b""
+
     def answer(self, method: str = "GET") -> Reply:
         """Read one response; NO_ANSWER where the connection ended instead."""
         try:

@@ -1,0 +1,1 @@
+"""`squidkeeper sessions`: the calls by which programs make sessions, and end them."""

@@ -1,0 +1,183 @@
+"""What a client has open is cut on a live Squid, whatever it is, and others' go on."""
+
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from ipaddress import ip_network
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import Server
+
+from squidkeeper.services.sessions.connections import Cut, Listener, cut
+from tests.waiting import wait_for
+
+from .gateway import Gateway
+from .network import run
+from .origin import Origins, Stream
+from .raw import Raw, tunnel
+
+POLICY = """
+version: 1
+clients:
+  vms: {networks: [127.0.0.0/28, "::/64"]}
+rules:
+  - {name: agents, action: allow, clients: [vms], hosts: [example.com]}
+  - {name: pinned, action: allow, clients: [vms], hosts: [pinned.example], tls: passthrough}
+  - {name: chat, action: allow, clients: [vms], hosts: [chat.example], ports: [9443], websocket: true}
+"""
+BOTH_FAMILIES = 4129  # a port of Squid where IPv4 clients have IPv6 sockets
+LOCAL_CONF = (f"http_port [::]:{BOTH_FAMILIES}",)
+ENDED, OTHER = "127.0.0.5", "127.0.0.6"
+STREAM = Stream(events=(b"data: event\n\n",) * 3000, pause=0.1)
+PLAIN = "http://example.com"
+
+
+def listener(gateway: Gateway) -> Listener:
+    return Listener(*gateway.address)
+
+
+def kept_alive(gateway: Gateway, client: str) -> Raw:
+    raw = tunnel(gateway, "example.com:443", client=client)
+    assert raw.get("/kept", "example.com").status == 200
+    return raw
+
+
+def streaming(gateway: Gateway, client: str) -> Raw:
+    raw = tunnel(gateway, "example.com:443", client=client)
+    raw.send("GET /stream HTTP/1.1\r\nHost: example.com\r\n\r\n")
+    assert b"data: event" in raw.lines()
+    return raw
+
+
+def silent(gateway: Gateway, client: str) -> Raw:
+    return Raw(gateway, client)
+
+
+def half_a_head(gateway: Gateway, client: str) -> Raw:
+    return Raw(gateway, client).send(f"GET {PLAIN}/half HTTP/1.1\r\n")
+
+
+def unused_tunnel(gateway: Gateway, client: str) -> Raw:
+    raw = Raw(gateway, client)
+    assert raw.connect("example.com:443").status == 200
+    return raw
+
+
+def passed_through(gateway: Gateway, client: str) -> Raw:
+    raw = Raw(gateway, client)
+    assert raw.connect("pinned.example:443").status == 200
+    raw.tls("pinned.example", gateway.root.parent / "upstream.crt")
+    assert raw.get("/pinned", "pinned.example").status == 200
+    return raw
+
+
+OPEN = (kept_alive, streaming, silent, half_a_head, unused_tunnel, passed_through)
+
+
+def is_ended(raw: Raw) -> bool:
+    """Read what has come; whether the connection has ended."""
+    while raw.is_answered():
+        if not raw.receive():
+            return True
+    return False
+
+
+def websocket(gateway: Gateway, client: str) -> ClientConnection:
+    opened = socket.create_connection(gateway.address, source_address=(client, 0))
+    opened.sendall(
+        b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n"
+    )
+    assert opened.recv(1000).startswith(b"HTTP/1.1 200")
+    context = ssl.create_default_context(cafile=str(gateway.ca))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return connect(
+        "wss://chat.example:9443/", sock=opened, ssl=context, compression=None
+    )
+
+
+@pytest.fixture
+def opened(origins: Origins) -> Iterator[ExitStack]:
+    origins.answers["example.com/stream"] = STREAM
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_all_that_a_client_has_open_ends_and_others_go_on(
+    gateway: Gateway, opened: ExitStack, echoing: Server
+) -> None:
+    before = len(gateway.log())
+    theirs, others = (
+        [opened.enter_context(way(gateway, client)) for way in OPEN]
+        for client in (ENDED, OTHER)
+    )
+    theirs_live, others_live = (
+        opened.enter_context(websocket(gateway, client)) for client in (ENDED, OTHER)
+    )
+    all_of_it = len(OPEN) + 1
+    assert cut([ip_network(ENDED)], [listener(gateway)]) == Cut(ended=all_of_it)
+    for raw in theirs:
+        wait_for(partial(is_ended, raw), "the end")
+    with pytest.raises(ConnectionClosed):
+        theirs_live.recv(60)
+    assert [is_ended(raw) for raw in others] == [False] * len(OPEN)
+    others_live.send("hello")
+    assert others_live.recv(60) == "hello"
+    assert others[0].get("/kept", "example.com").status == 200
+    ways = {"https://example.com/stream": "agents", "pinned.example:443": "pinned"}
+    for url, rule in ways.items():
+        line = gateway.logged(url, before)
+        assert (line["client"], line["status"], line["rule"]) == (ENDED, 200, rule)
+    live = gateway.logged("https://chat.example:9443/", before)
+    assert (live["client"], live["status"], live["rule"]) == (ENDED, 101, "chat")
+
+
+def test_a_client_of_a_listener_of_ipv6_is_found_by_either_family(
+    gateway: Gateway, origins: Origins
+) -> None:
+    clients = (("127.0.0.1", ENDED), ("127.0.0.1", OTHER), ("::1", "::1"))
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(
+                socket.create_connection(
+                    (host, BOTH_FAMILIES), source_address=(client, 0)
+                )
+            )
+            for host, client in clients
+        ]
+        ask = f"GET {PLAIN}/ HTTP/1.1\r\nHost: example.com\r\n\r\n".encode()
+        for client in opened:
+            client.sendall(ask)
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        everywhere = [Listener("::", BOTH_FAMILIES)]
+        assert cut([ip_network(ENDED)], [listener(gateway)]) == Cut()
+        assert cut([ip_network(ENDED)], everywhere) == Cut(ended=1)
+        assert cut([ip_network("::1")], everywhere) == Cut(ended=1)
+        opened[1].sendall(ask)
+        assert opened[1].recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_what_the_kernel_does_not_end_is_left(gateway: Gateway) -> None:
+    program = f"""
+from ipaddress import ip_network
+from squidkeeper.services.sessions.connections import Listener, cut
+print(cut([ip_network("{ENDED}")], [Listener(*{gateway.address})]))
+"""
+    with silent(gateway, ENDED) as theirs, kept_alive(gateway, ENDED):
+        said = run(
+            "setpriv", "--bounding-set=-net_admin", sys.executable, "-c", program
+        )
+        assert said == "Cut(ended=0, left=2, problem='')\n"
+        assert not is_ended(theirs)
+
+
+def test_without_the_program_nothing_is_known(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = cut([ip_network(ENDED)], [listener(gateway)])
+    assert found == Cut(problem="ss cannot be started: No such file or directory")
