@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from squidkeeper.base.squid_counters import read_counters
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
+from squidkeeper.services.sessions.connections import Cut, Listener, cut
 from squidkeeper.serving.certificates.authority import (
     CertificateAuthority,
     issue_server_certificate,
@@ -26,7 +29,7 @@ from tests.waiting import wait_for
 from .gateway import Gateway, NewGateway, Site
 from .haproxy import HAProxy
 from .maintained import maintained
-from .network import VirtualMachine, inside
+from .network import VirtualMachine, inside, run
 from .origin import Answer, Origins
 
 POLICY = """
@@ -519,3 +522,24 @@ def test_an_haproxy_that_does_not_answer_fails_the_task(haproxy: HAProxy) -> Non
         wait_for(lambda: "HAProxy does not answer" in status.read_text(), "the failure")
         haproxy.start()
         wait_for(lambda: '"tls":""' in status.read_text(), "the task to work again")
+
+
+def test_what_a_client_has_open_behind_haproxy_is_cut(gateway: Gateway) -> None:
+    """HAProxy holds the client's own connection, and ends its own to Squid."""
+    ended, other = ip_network("127.0.0.5"), "127.0.0.6"
+    opened = [
+        connect(gateway, client)
+        for connect in (connection, over_tls)
+        for client in (str(ended.network_address), other)
+    ]
+    assert [get(to, "http://example.com/")[:12] for to in opened] == [OK[:12]] * 4
+    assert cut([ended], [Listener(*gateway.address)]) == Cut(ended=2)
+    for to in opened[::2]:
+        wait_for(partial(is_closed, to), "the end")
+    assert get(opened[1], "http://example.com/").startswith(OK)
+    assert get(opened[3], "http://example.com/").startswith(OK)
+    address, port = squid_listens(gateway)
+    ours = ("ss", "-Htn", "state", "established", f"sport = :{port} and src {address}")
+    wait_for(lambda: run(*ours).count("\n") == 2, "Squid's ends to close")
+    for to in opened:
+        to.close()

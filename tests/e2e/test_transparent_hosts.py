@@ -4,13 +4,19 @@ All is allowed that is not denied.
 """
 
 from base64 import b64encode
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_network
 
 import pytest
 
 from squidkeeper.policy.language.model import Token
+from squidkeeper.services.sessions.connections import Cut, Listener, cut
+from tests.waiting import wait_for
 
 from .dns import Names
+from .network import run
 from .origin import Origins
 from .raw import Raw
 from .reply import Reply
@@ -335,3 +341,35 @@ def test_squid_lived_through_it(transparent: Transparent) -> None:
     gateway.log()
     assert "FATAL" not in gateway.cache_log()
     assert "assertion failed" not in gateway.cache_log()
+
+
+def test_what_a_client_has_open_without_settings_is_cut(
+    transparent: Transparent, origins: Origins
+) -> None:
+    """The relay holds the client's own connection, and ends its own to Squid."""
+    ended, other = ip_network("127.0.0.5"), "127.0.0.6"
+    at = [transparent.https, transparent.http]
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(Raw(port, client))
+            for port in at
+            for client in (str(ended.network_address), other)
+        ]
+        for raw in opened[:2]:
+            raw.tls("example.com")
+        assert [raw.get("/", "example.com").status for raw in opened] == [200] * 4
+        assert cut([ended], [Listener(*port.address) for port in at]) == Cut(ended=2)
+        for raw in opened[::2]:
+            wait_for(partial(is_ended, raw), "the end")
+        assert [raw.get("/", "example.com").status for raw in opened[1::2]] == [200] * 2
+        layout = transparent.gateway.layout
+        to = (layout.transparent_tls, layout.transparent_http)
+        ours = " or ".join(f"src {place}" for place in to)
+        wait_for(
+            lambda: run("ss", "-Htn", "state", "established", ours).count("\n") == 2,
+            "Squid's ends to close",
+        )
+
+
+def is_ended(raw: Raw) -> bool:
+    return not raw.receive()
