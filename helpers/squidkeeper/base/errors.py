@@ -256,6 +256,18 @@ class SecretUnavailable(SquidkeeperError):
         self.pending = pending
 
 
+class SessionValueMissing(SecretUnavailable):
+    """A secret for which the session of a request has no value here."""
+
+    def __init__(self, name: str) -> None:
+        from squidkeeper.base.faults import FaultCode
+
+        super().__init__(
+            FaultCode.SECRET_UNSET,
+            f"secret {name}: a session has no value for it here: it brought none, or the machine was restarted",
+        )
+
+
 class InvalidExport(SquidkeeperError):
     """An export that cannot be started; the text says why and what to do, and shows no
     secret.

@@ -48,12 +48,17 @@ def credential(
     names the credentials.
     """
     from squidkeeper.base.helper_metrics import CREDENTIAL
+    from squidkeeper.serving.credentials.brought_values import brought_values_folder
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.helpers.credential import Injector, answer
     from squidkeeper.serving.helpers.policy_helper import run as run_helper
 
     answers = partial(answer, concurrency=concurrency, with_headers=with_headers)
     prepare = partial(
-        Injector, fetched=run / FOLDER, wait_seconds=wait_seconds, in_force=in_force
+        Injector,
+        fetched=run / FOLDER,
+        brought=brought_values_folder(run),
+        wait_seconds=wait_seconds,
+        in_force=in_force,
     )
     run_helper(CREDENTIAL, prepare, answers, directory, state, concurrency)

@@ -19,12 +19,18 @@ def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) 
     ERR, the rule and the reason.
     """
     from squidkeeper.base.helper_metrics import WATCH
+    from squidkeeper.serving.credentials.brought_values import brought_values_folder
     from squidkeeper.serving.credentials.fetched_values import FOLDER
     from squidkeeper.serving.credentials.watched_values import WatchedValues
     from squidkeeper.serving.helpers import policy_helper
     from squidkeeper.serving.helpers.watch import Watch, answer
 
-    prepare = partial(Watch, values=WatchedValues(), fetched=run / FOLDER)
+    prepare = partial(
+        Watch,
+        values=WatchedValues(),
+        fetched=run / FOLDER,
+        brought=brought_values_folder(run),
+    )
     policy_helper.run(
         WATCH,
         prepare,

@@ -509,12 +509,17 @@ def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
     """Return why a secret is unavailable now; None for a variable, which is set for
     Squid alone.
     """
-    from squidkeeper.policy.language.secret_sources import EnvironmentSource
+    from squidkeeper.policy.language.secret_sources import (
+        EnvironmentSource,
+        SessionSource,
+    )
     from squidkeeper.serving.credentials import SecretStore
 
     secrets = policy.source.secrets
     if isinstance(secrets[name].source, EnvironmentSource):
         return None
+    if isinstance(secrets[name].source, SessionSource):
+        return f"secret {name}: the session had no value for it, or a restart has lost it: it has to be given again"
     problem = SecretStore(secrets, os.environ, run / "secrets").problem(name)
     return None if problem is None else str(problem)
 

@@ -60,6 +60,10 @@ _NO_POLICY = unavailable(
     "The gateway has no policy that loads, so it denies everything. Its operators must fix the policy.",
 )
 _CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
+_SECRETS_MISSING = (
+    "secrets-missing: the session has no value here for the credential of this request ({})."
+    " The program that made the session has to give it again."
+)
 _OTHER_PARAMETERS = unavailable(
     Unavailable.POLICY_CHANGED,
     "The policy has just changed what is added to the query of this request. Repeat the request.",
@@ -500,14 +504,19 @@ def _refusal(decision: Decision) -> Iterator[tuple[str, str]]:
 
 
 def credential_unavailable_reply(
-    decision: Decision, policy: CompiledPolicy, failed: Iterable[str]
+    decision: Decision,
+    policy: CompiledPolicy,
+    failed: Iterable[str],
+    *,
+    of_session: bool = False,
 ) -> Reply:
     """Deny because the values of some credentials, named by `failed`, are
-    unavailable.
+    unavailable: with `of_session`, as the session of the request has none here.
     """
     names = ", ".join(credential.name for credential in decision.credentials)
+    reason = _SECRETS_MISSING if of_session else _CREDENTIAL_UNAVAILABLE
     reply = credential_reply(
-        deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), policy
+        deny("credential-unavailable", reason.format(names)), policy
     )
     return replace(
         reply,

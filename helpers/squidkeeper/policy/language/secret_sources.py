@@ -150,6 +150,15 @@ def private_keys(secrets: Mapping[str, NamedSecret]) -> frozenset[str]:
     )
 
 
+def session_secrets(secrets: Mapping[str, NamedSecret]) -> frozenset[str]:
+    """List the secrets that sessions bring."""
+    return frozenset(
+        name
+        for name, secret in secrets.items()
+        if isinstance(secret.source, SessionSource)
+    )
+
+
 def fetched_secrets(
     secrets: Mapping[str, NamedSecret],
 ) -> Iterator[tuple[str, FetchedSource]]:

@@ -17,6 +17,7 @@ from squidkeeper.base.errors import SecretUnavailable
 from squidkeeper.base.faults import FaultCode
 from squidkeeper.policy.language import secret_sources
 from squidkeeper.policy.language.forms import InjectedValue
+from squidkeeper.serving.credentials.brought_values import brought_value
 from squidkeeper.serving.credentials.fetched_values import (
     FetchedValue,
     parse_value,
@@ -65,9 +66,10 @@ class SecretStore:
 
     A file is read again when it has changed, so a rotated secret is used at once.
 
-    `fetched` is the folder of the values that `squidkeeper secrets` fetches. Without
-    it, those are unavailable. With `trust_seconds`, a file is taken for unchanged for
-    that long: looking costs each injected request 2.5 us.
+    `fetched` is the folder of the values that `squidkeeper secrets` fetches, `brought`
+    that of the values of sessions. Without it, those are unavailable. With
+    `trust_seconds`, a file is taken for unchanged for that long: looking costs each
+    injected request 2.5 us.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SecretStore:
         environment: Mapping[str, str],
         fetched: Path | None = None,
         trust_seconds: float = 0.0,
+        brought: Path | None = None,
     ) -> None:
         self._secrets = secrets
         self._environment = environment
@@ -84,6 +87,8 @@ class SecretStore:
             for name, _ in secret_sources.fetched_secrets(secrets)
             if fetched
         }
+        self._brought = brought
+        self._of_sessions = secret_sources.session_secrets(secrets)
         self._private_keys = secret_sources.private_keys(secrets)
         self._readers = {
             name: self._reader(name, secret.source) for name, secret in secrets.items()
@@ -98,8 +103,14 @@ class SecretStore:
             InjectedValue, tuple[list[Secret], str]
         ] = {}  # with the secrets that it was made of
 
-    def get(self, name: str) -> Secret:
-        """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
+    def get(self, name: str, session: int | None = None) -> Secret:
+        """Get a secret by its name; `SecretUnavailable` if it has no usable value.
+
+        `session` is the number of the session that asks.
+        """
+        if name in self._of_sessions:
+            value = brought_value(self._brought, name, session)
+            return checked_secret(name, "the value of a session", value.encode())
         return self._readers[name]()
 
     def _reader(
@@ -112,7 +123,7 @@ class SecretStore:
             case secret_sources.FileSource(path):
                 return partial(self._from_file, name, str(path))
             case secret_sources.SessionSource():
-                return partial(_of_no_session, name)
+                return partial(self.get, name)
             case _:
                 return partial(self._from_fetched, name, source)
 
@@ -137,7 +148,9 @@ class SecretStore:
         )
 
     def problem(self, name: str) -> SecretUnavailable | None:
-        """Tell why a secret is unavailable, if it is."""
+        """Tell why a secret is unavailable, if it is; none that sessions bring is."""
+        if name in self._of_sessions:
+            return None
         try:
             if name in self._private_keys:
                 self.private_key(name)
@@ -147,11 +160,13 @@ class SecretStore:
             return error
         return None
 
-    def fill(self, value: InjectedValue) -> str:
+    def fill(self, value: InjectedValue, session: int | None = None) -> str:
         """Fill in the secrets of a value; `SecretUnavailable` if one of them is
         unavailable.
         """
-        secrets = [self.get(name) for name in value.secrets]
+        secrets = [self.get(name, session) for name in value.secrets]
+        if not self._of_sessions.isdisjoint(value.secrets):
+            return filled(value, secrets)
         known = self._made.get(value)
         if known is None or known[0] != secrets:
             self._made[value] = known = (secrets, filled(value, secrets))
@@ -218,12 +233,6 @@ def _state_of(name: str, path: str | Path, where: str) -> _State:
         return _state(os.stat(path))
     except OSError as error:
         raise _unreadable(name, where, error) from error
-
-
-def _of_no_session(name: str) -> Secret:
-    raise SecretUnavailable(
-        FaultCode.SECRET_UNSET, f"secret {name}: each session brings its own value"
-    )
 
 
 def _read_file(name: str, path: str | Path, where: str) -> tuple[_State, bytes]:

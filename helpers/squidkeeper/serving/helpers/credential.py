@@ -18,6 +18,7 @@ from squidkeeper.base.errors import (
     ExtraMissing,
     ReplyTooLong,
     SecretUnavailable,
+    SessionValueMissing,
     SigningRefused,
     SquidkeeperError,
 )
@@ -32,6 +33,7 @@ from squidkeeper.policy.language.forms import (
     signs,
 )
 from squidkeeper.policy.language.model import Credential
+from squidkeeper.policy.language.secret_sources import session_secrets
 from squidkeeper.policy.protocol.lines import (
     LINE_LIMIT,
     LONGEST_CHANNEL,
@@ -88,7 +90,8 @@ class Injector:
     """One policy and its secrets, with the replies by decision: without them a line
     takes 23 us instead of 11.
 
-    `fetched` is the folder of fetched secrets. Where no value of one has been fetched
+    `fetched` is the folder of fetched secrets, `brought` of those of sessions. A reply
+    with a session's own value is not kept. Where no value of one has been fetched
     yet, the lines that need it are held for `wait_seconds` from the first one on. After
     that they are denied at once.
     """
@@ -99,12 +102,14 @@ class Injector:
         fetched: Path | None = None,
         wait_seconds: float = 0.0,
         in_force: frozenset[str] | None = None,
+        brought: Path | None = None,
     ) -> None:
         self.policy = policy
         self._in_force = PartsInForce(needed_by(policy), in_force)
         self.secrets = SecretStore(
-            policy.source.secrets, os.environ, fetched, _TRUST_SECONDS
+            policy.source.secrets, os.environ, fetched, _TRUST_SECONDS, brought
         )
+        self._of_sessions = session_secrets(policy.source.secrets)
         self._wait_seconds = wait_seconds
         self._wait_until: dict[
             str, float
@@ -142,6 +147,11 @@ class Injector:
             self._matches.find(tokens), tokens, url, final_url, headers
         )
 
+    def session_of(self, tokens: bytes) -> int | None:
+        """Return the number of the session that asks, of a line's tokens."""
+        session = self._matches.find(tokens).facts.session
+        return None if session is None else session.number
+
     def unseal(self, decision: Decision, request: FetchedRequest | None) -> Decision:
         """Open the sealed token of a request that is allowed, if it has one; deny where
         its headers are not known.
@@ -170,19 +180,21 @@ class Injector:
         request: FetchedRequest | None,
         limit: int,
         *,
+        session: int | None = None,
         lacks_parameters: bool = False,
     ) -> Reply:
         """Put every header of a decision into a reply of at most `limit` bytes, or
         deny.
 
-        `request` is None where the policy needs no headers of the client. With
+        `request` is None where the policy needs no headers of the client. `session` is
+        the number of the one that asks. With
         `lacks_parameters`, the rewriter has not added those of the decision.
         """
         injected: list[tuple[str, str]] = []
         problems: dict[str, SquidkeeperError] = {}
         for credential in decision.credentials:
             try:
-                injected += self._headers(credential, request)
+                injected += self._headers(credential, request, session)
             except (SecretUnavailable, ExtraMissing) as error:
                 problems[credential.name] = error
             except SigningRefused as error:
@@ -198,7 +210,12 @@ class Injector:
                 problems = {
                     credential.name: error for credential in decision.credentials
                 }
-        reply = credential_unavailable_reply(decision, self.policy, problems)
+        is_missing = any(
+            isinstance(problem, SessionValueMissing) for problem in problems.values()
+        )
+        reply = credential_unavailable_reply(
+            decision, self.policy, problems, of_session=is_missing
+        )
         if time.monotonic() < (until := self._waits_until(problems)):
             return replace(reply, hold_until=until)
         names = ", ".join(credential.name for credential in decision.credentials)
@@ -215,14 +232,18 @@ class Injector:
         return min(self._wait_until.setdefault(name, until) for name in problems)
 
     def _headers(
-        self, credential: Credential, request: FetchedRequest | None
+        self,
+        credential: Credential,
+        request: FetchedRequest | None,
+        session: int | None,
     ) -> list[tuple[str, str]]:
+        fill = self.secrets.fill
         match credential.form:
             case Headers() as form:
-                return [(value.name, self.secrets.fill(value)) for value in form.values]
+                return [(value.name, fill(value, session)) for value in form.values]
             case QueryParameters() as form:  # which the rewriter adds
                 for value in form.values:
-                    self.secrets.fill(value)
+                    fill(value, session)
                 return []
             case SealedHeader(name, value):
                 return [(name, value)]
@@ -244,12 +265,22 @@ class Injector:
             self._replies.clear()
         reply = credential_reply(decision, self.policy, injected)
         format_reply(reply, LONGEST_CHANNEL, limit)
-        if decision.rewritten is None and not _is_of_request(
-            decision
-        ):  # else it was decided for this request alone
+        # else it was decided for this request alone, or is of one session
+        if decision.rewritten is None and not self._is_of_request(decision):
             held = sum(len(value) for _, value in injected)
             self._replies.add(decision, (injected, reply), _REPLY_BYTES + 3 * held)
         return reply
+
+    def _is_of_request(self, decision: Decision) -> bool:
+        """Whether the values are those of one request or session, and of no other with
+        the same decision.
+        """
+        forms = [credential.form for credential in decision.credentials]
+        return any(
+            isinstance(form, SealedHeader | AwsSigV4)
+            or not self._of_sessions.isdisjoint(form.secrets)
+            for form in forms
+        )
 
     def _report(self, problems: Iterable[str]) -> None:
         """Report problems to the operators, each once for a policy: a client can cause
@@ -287,17 +318,10 @@ def answer(
     decision = injector.unseal(decision, request)
     if not decision.credentials:
         return credential_reply(decision, injector.policy)
-    lacks_parameters = bool(expected) and added == b"-"
     return injector.inject(
-        decision, request, reply_limit(concurrency), lacks_parameters=lacks_parameters
-    )
-
-
-def _is_of_request(decision: Decision) -> bool:
-    """Whether the values are those of one request, and of no other with the same
-    decision.
-    """
-    return any(
-        isinstance(credential.form, SealedHeader | AwsSigV4)
-        for credential in decision.credentials
+        decision,
+        request,
+        reply_limit(concurrency),
+        session=injector.session_of(tokens),
+        lacks_parameters=bool(expected) and added == b"-",
     )

@@ -65,6 +65,12 @@ class FetchedRequest(NamedTuple):
             match, decode_token(tokens.split(b" ")[_METHOD]), url, final_url, headers
         )
 
+    @property
+    def session(self) -> int | None:
+        """The number of the session that asks."""
+        session = self.match.facts.session
+        return None if session is None else session.number
+
     def url(self) -> Url:
         """Parse the URL that is fetched."""
         return parse_url(self.fetched)
@@ -86,17 +92,19 @@ def signature_headers(
         raise SigningRefused(
             "the header X-Amz-Copy-Source names an object, and the credential is for a part of the host"
         )
-    url = str(request.url())
+    url, number = str(request.url()), request.session
     if any(_is_of_aws(pair) for pair in _SEPARATOR.split(url.partition("?")[2])):
         raise SigningRefused(
             "the query has a parameter X-Amz-…, which servers take for a header or another signature: send headers"
         )
     session = (
-        None if form.session_token is None else secrets.get(form.session_token).reveal()
+        None
+        if form.session_token is None
+        else secrets.get(form.session_token, number).reveal()
     )
     keys = AwsKeys(
-        secrets.get(form.access_key_id).reveal(),
-        secrets.get(form.secret_access_key).reveal(),
+        secrets.get(form.access_key_id, number).reveal(),
+        secrets.get(form.secret_access_key, number).reveal(),
         session,
     )
     scope = AwsScope(form.region, form.service)

@@ -36,34 +36,47 @@ _LONGEST_URL = 8_000
 
 class Rewriter:
     """One policy, its matches and its secrets; `fetched` is the folder of fetched
-    secrets.
+    secrets, `brought` of those of sessions.
     """
 
-    def __init__(self, policy: CompiledPolicy, fetched: Path | None = None) -> None:
+    def __init__(
+        self,
+        policy: CompiledPolicy,
+        fetched: Path | None = None,
+        brought: Path | None = None,
+    ) -> None:
         self.policy = policy
         self.matches = HostMatches(policy)
-        self.secrets = SecretStore(policy.source.secrets, os.environ, fetched)
+        self.secrets = SecretStore(
+            policy.source.secrets, os.environ, fetched, brought=brought
+        )
 
     def answer(self, url: str, tokens: bytes) -> Reply:
         """Answer for one URL and the nine tokens."""
+        match = self.matches.find(tokens)
         decision = decide(
-            self.policy,
-            self.matches.find(tokens),
-            decision_time(self.policy),
-            Stage.URL,
-            url,
+            self.policy, match, decision_time(self.policy), Stage.URL, url
         )
         reply = rewrite_reply(decision, url, self.policy.revision)
         key = parameters_key(decision, self.policy)
-        return self._with_parameters(reply, decision, url, key) if key else reply
+        if not key:
+            return reply
+        session = match.facts.session
+        fetched = url if decision.rewritten is None else str(decision.rewritten.url)
+        number = None if session is None else session.number
+        return self._with_parameters(reply, decision, fetched, number, key)
 
     def _with_parameters(
-        self, reply: Reply, decision: Decision, url: str, key: str
+        self,
+        reply: Reply,
+        decision: Decision,
+        fetched: str,
+        session: int | None,
+        key: str,
     ) -> Reply:
-        fetched = url if decision.rewritten is None else str(decision.rewritten.url)
         try:
             values = {
-                value.name: self.secrets.fill(value)
+                value.name: self.secrets.fill(value, session)
                 for _, form in decision.parameters
                 for value in form.values
             }

@@ -2,8 +2,8 @@
 
 Squid asks it about every request of a policy that watches, denied ones included: what
 is found is not in the log. It searches what Squid states of a request, its URL and the
-headers that helpers read, for secrets and canaries of the policy, and for placeholders
-of credentials that the request does not get.
+headers that helpers read, for secrets and canaries of the policy, for what its own
+session has brought, and for placeholders of credentials that the request does not get.
 """
 
 import os
@@ -11,10 +11,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.errors import SecretUnavailable
 from squidkeeper.base.helper_metrics import WATCH
 from squidkeeper.policy.engine import CompiledPolicy, Stage, decide, deny
-from squidkeeper.policy.language.secret_sources import NamedSecret
+from squidkeeper.policy.language.roles import Session
+from squidkeeper.policy.language.secret_sources import NamedSecret, session_secrets
 from squidkeeper.policy.protocol.lines import (
     LINE_LIMIT,
     Reply,
@@ -25,6 +27,7 @@ from squidkeeper.policy.protocol.lines import (
 from squidkeeper.policy.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.policy.protocol.request_headers import READ_HEADERS
 from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.credentials.brought_values import read_brought
 from squidkeeper.serving.credentials.watched_values import WatchedValues
 from squidkeeper.serving.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.serving.replies import (
@@ -36,6 +39,8 @@ from squidkeeper.serving.replies import (
 
 _TOKENS = tuple(REQUEST_TOKENS + 1 + len(READ_HEADERS) + more for more in (0, 1))
 _READ_EVERY_SECONDS = 1.0
+# Digests of a session take 20 KB, and 0.5 ms once.
+_SESSIONS_BYTES, _SESSION_BYTES = 20 * 1024 * 1024, 20 * 1024
 _SECRET, _CANARY, _PLACEHOLDER = "secret:", "canary:", "placeholder:"
 
 _LEAVING = deny(
@@ -58,13 +63,26 @@ class Watch:
     """
 
     def __init__(
-        self, policy: CompiledPolicy, values: WatchedValues, fetched: Path | None = None
+        self,
+        policy: CompiledPolicy,
+        values: WatchedValues,
+        fetched: Path | None = None,
+        brought: Path | None = None,
     ) -> None:
         self.policy = policy
         self._fetched = fetched
         self._matches = HostMatches(policy)
         self._values = values
         self._read_next = 0.0
+        self._brought = brought
+        self._names_of_sessions = (
+            session_secrets(policy.source.secrets)
+            if policy.source.watch is not None
+            else frozenset()
+        )
+        self._of_sessions: BoundedCache[int, WatchedValues] = BoundedCache(
+            _SESSIONS_BYTES
+        )
 
     def answer(self, line: bytes) -> Reply:
         """Answer a line."""
@@ -73,10 +91,10 @@ class Watch:
         if not source.watches_requests:
             return nothing_found_reply()
         self._read()
-        found = self._values.find(line)
+        found = self._find(line, tokens)
         leaving = [name for name in found if not name.startswith(_PLACEHOLDER)]
         if leaving:
-            in_user = bool(self._values.find(tokens.split(b" ", 2)[1]))
+            in_user = bool(self._find(tokens.split(b" ", 2)[1], tokens))
             return found_reply(
                 _LEAVING,
                 self.policy,
@@ -91,6 +109,25 @@ class Watch:
         if misdirected:
             return found_reply(_MISDIRECTED, self.policy, _stated(tokens), misdirected)
         return nothing_found_reply()
+
+    def _find(self, text: bytes, tokens: bytes) -> frozenset[str]:
+        found = self._values.find(text)
+        if not self._names_of_sessions:
+            return found
+        session = self._matches.find(tokens).facts.session
+        return found if session is None else found | self._own(session).find(text)
+
+    def _own(self, session: Session) -> WatchedValues:
+        """Return what a session has brought itself, as it is now."""
+        own = self._of_sessions.get(session.number)
+        if own is None:
+            own = WatchedValues()
+            self._of_sessions.add(session.number, own, _SESSION_BYTES)
+        brought = read_brought(self._brought, session.number)
+        names = self._names_of_sessions
+        values = {_SECRET + name: brought[name] for name in names & brought.keys()}
+        own.update((_SECRET + name for name in names), values)
+        return own
 
     def _placeholders(self, tokens: bytes, url: str) -> frozenset[str]:
         match = self._matches.find(tokens)
