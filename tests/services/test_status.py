@@ -939,7 +939,8 @@ def test_a_fetched_secret_without_a_value_is_unavailable(
 
 def test_secrets_that_are_unavailable_are_one_condition(tmp_path: Path) -> None:
     text = """
-secrets: {a: {file: a}, b: {file: b}, c: {file: c}, d: {env: D}}
+secrets:
+  {a: {file: a}, b: {file: b}, c: {file: c}, d: {env: D}, e: {session: true, hosts: [a.example]}}
 rules: [{name: open, action: allow, hosts: [a.example]}]
 credentials: [{name: api, hosts: [a.example], bearer: a}]
 """
@@ -960,6 +961,7 @@ credentials: [{name: api, hosts: [a.example], bearer: a}]
     assert f"a yes file {tmp_path}/a api" in shown
     assert f"b no: secret b: the file {tmp_path}/b is empty file {tmp_path}/b" in shown
     assert "d not checked: it is in Squid's environment env D" in shown
+    assert "e not checked: each session brings it session" in shown
 
 
 def test_helpers_are_named_and_judged() -> None:

@@ -18,7 +18,11 @@ from squidkeeper.base.helper_metrics import (
     TRANSPARENT_CONNECTIONS,
 )
 from squidkeeper.policy.language.model import VERDICT_NAMES, Action
-from squidkeeper.policy.language.secret_sources import EnvironmentSource, needed_secrets
+from squidkeeper.policy.language.secret_sources import (
+    EnvironmentSource,
+    SessionSource,
+    needed_secrets,
+)
 from squidkeeper.record.usage_ledger import UsageState
 from squidkeeper.services.exporter.snapshot import Snapshot
 from squidkeeper.serving.counters.layout import key_labels
@@ -113,9 +117,11 @@ class SecretRow:
     def checked(self) -> bool:
         """Whether it was read.
 
-        A variable is not: it is set for Squid, not for the exporter.
+        A variable is not: it is set for Squid, not for the exporter. Nor is what each
+        session brings.
         """
-        return self.problem is not None or not self.source.startswith("env ")
+        unread = self.source.startswith("env ") or self.source == "session"
+        return self.problem is not None or not unread
 
 
 def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
@@ -247,7 +253,7 @@ def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
         )
         problem = (
             None
-            if isinstance(secret.source, EnvironmentSource)
+            if isinstance(secret.source, EnvironmentSource | SessionSource)
             else store.problem(name)
         )
         about = _about_fetching(fetched[name], view.at) if name in fetched else None
