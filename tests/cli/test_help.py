@@ -134,6 +134,7 @@ def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
         "export",
         "exporter",
         "publish",
+        "sessions",
         "transparent",
     }
     told = {

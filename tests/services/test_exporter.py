@@ -45,6 +45,7 @@ from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.record.export_status import ExportState, ExportStore, read_exports
 from squidkeeper.record.log.record import format_time
+from squidkeeper.services.bounded_connection import BoundedConnection
 from squidkeeper.services.exporter import server
 from squidkeeper.services.exporter.certificate import Certificate, read_certificate
 from squidkeeper.services.exporter.checkpoint import Checkpoint
@@ -458,7 +459,7 @@ def test_half_sent_requests_keep_nobody_out(served: Process, addresses: int) -> 
 def test_answers_that_nobody_reads_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "_CONNECTIONS", 4)
+    monkeypatch.setattr(BoundedConnection, "in_all", 4)
     page = "x" * 12_000_000  # more than the sockets hold
     networks = (ip_network("127.0.0.0/8"),)
     bound = socket.create_server(("127.0.0.1", 0))

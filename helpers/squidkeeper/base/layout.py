@@ -16,6 +16,7 @@ from squidkeeper.base.places import (
     TRANSPARENT_FOLDER,
     placed,
     publisher_folder,
+    sessions_folder,
 )
 
 # What runs beside Squid, in the order of its start.
@@ -131,6 +132,15 @@ class Layout:
     # the operator's
     archive_store: Annotated[
         Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"
+    ]
+    # who may make which sessions; the operator's
+    sessions_settings: Annotated[
+        Path, "/etc/squidkeeper/sessions.yaml", "etc/sessions.yaml"
+    ]
+    sessions_audit: Annotated[
+        Path,
+        "/var/log/squidkeeper-sessions/sessions-audit.log",
+        "log-sessions/sessions-audit.log",
     ]
     run: Annotated[Path, *RUN]
     pid_file: Annotated[Path, "/run/squid.pid", "run/squid.pid"]
@@ -269,6 +279,21 @@ class Layout:
     def published(self) -> Path:
         """The folder of the publisher: what is in force, and was."""
         return publisher_folder(self.state)
+
+    @property
+    def sessions(self) -> Path:
+        """The folder of the sessions that programs make."""
+        return sessions_folder(self.state)
+
+    @property
+    def sessions_run(self) -> Path:
+        """The folder of the socket that they are made by, and of their secrets."""
+        return self.run.with_name(f"{self.run.name}-sessions")
+
+    @property
+    def sessions_socket(self) -> Path:
+        """Where `squidkeeper session` finds the service."""
+        return self.sessions_run / "api.sock"
 
     @property
     def secrets(self) -> Path:

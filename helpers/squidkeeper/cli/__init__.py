@@ -35,6 +35,7 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
     },
     "Clients": {
         "client": "Make, list and revoke tokens of clients",
+        "session": "Make, show and end sessions of programs",
         "env": "Print the variables that a client needs",
         "probe": "Print a file that checks a client from inside its VM",
         "brief": "Print what a client may reach, and why not the rest",
@@ -52,6 +53,7 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
         "exporter": "Serve metrics, health and the status page",
         "maintain": "Run the resolver, and limit the logs",
         "secrets": "Fetch the secrets that have a source",
+        "sessions": "Serve the calls that make sessions",
         "bodies": "Inspect bodies of requests",
         "transparent": "Take clients without proxy settings",
         "render": "Add parts to Squid's configuration after an edit",

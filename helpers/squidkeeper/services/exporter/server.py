@@ -9,18 +9,16 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
-from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.url import canonical_address, parse_authority
+from squidkeeper.services.bounded_connection import BoundedConnection
 from squidkeeper.services.exporter.conditions import ActiveCondition
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from waitress.server import BaseWSGIServer
 
 _THREADS = 4
-_CONNECTIONS = 100
-_PER_ADDRESS = 16  # connections; of an IPv6 address, its /64 counts
 _IDLE_SECONDS = 20  # also for the whole head of a request
 _CLEANUP_SECONDS = 5
 _HEAD_BYTES = 16 * 1024
@@ -163,41 +159,6 @@ def _forbidden(why: str) -> Response:
     return Response("403 Forbidden", _TEXT, f"{why}\n".encode())
 
 
-class Connection(HTTPChannel):
-    """A client's connection.
-
-    Its timeout runs until a request is whole: single bytes do not extend it. A new
-    connection takes the place of the one that has waited longest: of its own address
-    where that has too many, else of all. So connections without a whole request keep
-    nobody out, not even at the address of the scraper.
-    """
-
-    def __init__(self, *arguments: Any, **others: Any) -> None:
-        super().__init__(*arguments, **others)
-        self.network = client_network(self.addr[0])
-        # the type in the stub is wrong
-        channels = cast("dict[int, Connection]", self.server.active_channels)
-        found = [*channels.values()]
-        own = [channel for channel in found if channel.network == self.network]
-        if len(own) > _PER_ADDRESS:
-            self._make_room(own)
-        elif len(found) > _CONNECTIONS:
-            self._make_room(found)
-
-    def _make_room(self, among: Iterable[Connection]) -> None:
-        """Close what waits longest; with a request on each, close this connection."""
-        waiting = (other for other in among if other is not self and not other.requests)
-        last = min(waiting, key=attrgetter("last_activity"), default=self)
-        last.handle_close()
-
-    def handle_read(self) -> None:
-        """Read from the socket."""
-        before = self.last_activity
-        super().handle_read()
-        if self.request is not None:
-            self.last_activity = before
-
-
 def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
     """Make a server for a bound socket.
 
@@ -207,7 +168,7 @@ def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
         application,
         sockets=[bound],
         threads=_THREADS,
-        connection_limit=2 * _CONNECTIONS,  # never reached: Connection keeps the bound
+        connection_limit=2 * BoundedConnection.in_all,  # never reached
         channel_timeout=_IDLE_SECONDS,
         cleanup_interval=_CLEANUP_SECONDS,
         max_request_header_size=_HEAD_BYTES,
@@ -216,7 +177,7 @@ def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
         ident="",
     )
     server = cast("BaseWSGIServer", made)  # the type for one socket
-    server.channel_class = Connection
+    server.channel_class = BoundedConnection
     return server
 
 

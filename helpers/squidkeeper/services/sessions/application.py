@@ -1,0 +1,301 @@
+"""The calls over HTTP: which one a request is, its caller, and its answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel
+
+from squidkeeper.services.sessions.audit import AuditLog
+from squidkeeper.services.sessions.keeper import Kept, SessionKeeper
+from squidkeeper.services.sessions.models import (
+    SessionsEnded,
+    parse_object,
+)
+from squidkeeper.services.sessions.openapi import openapi_document
+from squidkeeper.services.sessions.orchestrators import (
+    Orchestrator,
+    OrchestratorsInForce,
+)
+from squidkeeper.services.sessions.problems import (
+    TYPE,
+    CallProblem,
+    CallRefused,
+    ProblemCode,
+)
+from squidkeeper.serving.sessions.store import SessionRow
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+_JSON: Final = "application/json"
+_SESSION: Final = re.compile(r"/v1/sessions/([^/]+)(?:/(effective|usage|requests))?")
+_CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_LIMIT: Final = 1000
+_SHOWN: Final = 200  # characters of a path
+_SECURITY: Final = (
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+Report = Callable[[SessionRow], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What a caller reads about one session, beside its row."""
+
+    effective: Report
+    usage: Report
+    requests: Report
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer:
+    """An answer; `facts` are for the audit log."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = _JSON
+    headers: tuple[tuple[str, str], ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+class SessionsApplication:
+    """The WSGI application."""
+
+    def __init__(
+        self,
+        keeper: SessionKeeper,
+        orchestrators: OrchestratorsInForce,
+        audit: AuditLog,
+        reports: Reports,
+    ) -> None:
+        self._keeper = keeper
+        self._orchestrators = orchestrators
+        self._audit = audit
+        self._reports = reports
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """CallAnswer a request (PEP 3333)."""
+        call = _Call(environ)
+        caller, answer = self._answered(call)
+        if call.method in _CHANGING:
+            self._audit.write(
+                orchestrator=caller.name if caller else None,
+                uid=call.uid,
+                call=call.method,
+                path=call.path[:_SHOWN],
+                query=call.query[:_SHOWN] or None,
+                status=answer.status,
+                **answer.facts,
+            )
+        reason = HTTPStatus(answer.status).phrase
+        length = (
+            () if answer.status == 204 else (("Content-Length", str(len(answer.body))),)
+        )
+        kind = (("Content-Type", answer.content_type),) if answer.body else ()
+        start_response(
+            f"{answer.status} {reason}", [*length, *kind, *answer.headers, *_SECURITY]
+        )
+        return [answer.body] if answer.body else []
+
+    def _answered(self, call: _Call) -> tuple[Orchestrator | None, CallAnswer]:
+        caller = None
+        try:
+            caller = self._caller(call)
+            return caller, self._answer(caller, call)
+        except CallRefused as error:
+            return caller, _refused(error.problem)
+
+    def _caller(self, call: _Call) -> Orchestrator:
+        known = self._orchestrators.current()
+        if known is None:
+            raise CallRefused(
+                ProblemCode.SETTINGS_FAULTY, "the log of this service has its faults"
+            )
+        caller = known.of_user(call.uid)
+        if caller is None:
+            raise CallRefused(
+                ProblemCode.UNKNOWN_CALLER,
+                f"no orchestrator of sessions.yaml is the user {call.uid}",
+            )
+        return caller
+
+    def _answer(self, caller: Orchestrator, call: _Call) -> CallAnswer:
+        if call.path == "/v1/openapi.json":
+            call.check_method("GET")
+            return _json(openapi_document())
+        if call.path == "/v1/sessions":
+            return self._of_all(caller, call)
+        found = _SESSION.fullmatch(call.path)
+        if found is None:
+            raise CallRefused(
+                ProblemCode.NO_SUCH_CALL, "GET /v1/openapi.json lists the calls"
+            )
+        name, report = found.groups()
+        if report is None:
+            return self._of_one(caller, call, name)
+        call.check_method("GET")
+        row = self._keeper.row_of(caller, name)
+        return _json(getattr(self._reports, report)(row))
+
+    def _of_all(self, caller: Orchestrator, call: _Call) -> CallAnswer:
+        match call.method:
+            case "GET":
+                asked = call.parameters("label", "after", "limit")
+                page = self._keeper.page(
+                    caller,
+                    _labels(asked),
+                    _number(asked, "after", 0),
+                    min(_number(asked, "limit", 0), _LIMIT),
+                )
+                return _json(page)
+            case "PUT":
+                taken = self._keeper.take_list(caller, parse_object(call.body()))
+                made = [one.name for one in taken.sessions if one.result != "kept"]
+                facts = {"sessions": made, "ended": _numbers(taken)}
+                return _json(taken, facts)
+            case "DELETE":
+                labels = _labels(call.parameters("label"))
+                if not labels:
+                    raise CallRefused(
+                        ProblemCode.INVALID_QUERY,
+                        "expected ?label=NAME=VALUE, which says what ends",
+                    )
+                return _ended(self._keeper.end_labelled(caller, labels))
+        raise _wrong_method("GET, PUT or DELETE")
+
+    def _of_one(self, caller: Orchestrator, call: _Call, name: str) -> CallAnswer:
+        match call.method:
+            case "GET":
+                return _kept(self._keeper.get(caller, name))
+            case "PUT":
+                kept = self._keeper.put(caller, name, parse_object(call.body()))
+                return _kept(kept, 201 if kept.is_new else 200)
+            case "PATCH":
+                data = parse_object(call.body())
+                return _kept(self._keeper.change(caller, name, data, call.if_match))
+            case "DELETE":
+                return _ended(self._keeper.end(caller, name))
+        raise _wrong_method("GET, PUT, PATCH or DELETE")
+
+
+class _Call:
+    """A request, as the application reads it."""
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self._environ = environ
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path: str = environ["PATH_INFO"]
+        self.query: str = environ.get("QUERY_STRING", "")
+        self.uid = int(environ["REMOTE_ADDR"])
+        self.if_match: str | None = environ.get("HTTP_IF_MATCH")
+
+    def body(self) -> bytes:
+        """Read the body, which waitress has bounded."""
+        read: bytes = self._environ["wsgi.input"].read()
+        return read
+
+    def check_method(self, expected: str) -> None:
+        """Refuse another method."""
+        if self.method != expected:
+            raise _wrong_method(expected)
+
+    def parameters(self, *known: str) -> list[tuple[str, str]]:
+        """Read the query; `CallRefused` for a parameter that is not known."""
+        try:
+            found = parse_qsl(
+                self.query,
+                keep_blank_values=True,
+                strict_parsing=bool(self.query),
+                max_num_fields=20,
+                errors="strict",
+            )
+        except ValueError as error:
+            raise CallRefused(ProblemCode.INVALID_QUERY, str(error)) from error
+        for name, _ in found:
+            if name not in known:
+                expected = ", ".join(known)
+                raise CallRefused(
+                    ProblemCode.INVALID_QUERY,
+                    f"unknown parameter {name[:100]!r}, expected {expected}",
+                )
+        return found
+
+
+def _labels(asked: list[tuple[str, str]]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for value in (value for name, value in asked if name == "label"):
+        label, equals, wanted = value.partition("=")
+        if not equals or not wanted or labels.get(label, wanted) != wanted:
+            raise CallRefused(
+                ProblemCode.INVALID_QUERY, "expected label=NAME=VALUE, each name once"
+            )
+        labels[label] = wanted
+    return labels
+
+
+def _number(asked: list[tuple[str, str]], name: str, default: int) -> int:
+    found = [value for key, value in asked if key == name]
+    if not found:
+        return default
+    if len(found) > 1 or not _NUMBER.fullmatch(found[0]):
+        raise CallRefused(ProblemCode.INVALID_QUERY, f"{name}: expected one number")
+    return int(found[0])
+
+
+def _wrong_method(expected: str) -> CallRefused:
+    return CallRefused(ProblemCode.WRONG_METHOD, f"expected {expected}")
+
+
+def _json(
+    made: BaseModel | Mapping[str, Any], facts: Mapping[str, object] | None = None
+) -> CallAnswer:
+    shown = (
+        made.model_dump(mode="json", exclude_none=True)
+        if isinstance(made, BaseModel)
+        else made
+    )
+    return CallAnswer(200, json.dumps(shown).encode() + b"\n", facts=facts or {})
+
+
+def _kept(kept: Kept, status: int = 200) -> CallAnswer:
+    shown = kept.shown
+    facts = {
+        "session": shown.name,
+        "number": shown.number,
+        "role": shown.role,
+        "address": shown.address,
+        "expires": shown.expires,
+    }
+    body = shown.model_dump_json(exclude_none=True).encode() + b"\n"
+    return CallAnswer(status, body, headers=(("ETag", kept.version),), facts=facts)
+
+
+def _ended(ended: SessionsEnded) -> CallAnswer:
+    facts = {"ended": _numbers(ended), "left": ended.left}
+    if not ended.left and ended.problem is None:
+        return CallAnswer(204, facts=facts)
+    return _json(ended, facts)
+
+
+def _numbers(ended: SessionsEnded) -> list[int]:
+    return [one.number for one in ended.ended]
+
+
+def _refused(problem: CallProblem) -> CallAnswer:
+    return CallAnswer(
+        problem.status,
+        problem.document(),
+        TYPE,
+        facts={"problem": str(problem.code)},
+    )

@@ -1,0 +1,626 @@
+"""The sessions of a gateway: made, changed and ended, by the rights of who calls.
+
+This process alone writes the store, so it has all active sessions in memory.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from ipaddress import ip_network
+from threading import RLock
+from typing import Any, Final
+
+from squidkeeper.base.errors import PatternError, SessionGone, SessionTaken
+from squidkeeper.policy.language.roles import LONGEST_TTL
+from squidkeeper.services.sessions.connections import Cut
+from squidkeeper.services.sessions.content import Content, ContentKey
+from squidkeeper.services.sessions.models import (
+    NAME,
+    NAME_EXPECTED,
+    Judging,
+    ListedSession,
+    ListTaken,
+    PolicyTerms,
+    SessionAsked,
+    SessionChange,
+    SessionEnded,
+    SessionListed,
+    SessionPage,
+    SessionsEnded,
+    SessionShown,
+    SessionState,
+    judged,
+    judged_or_faults,
+    refuse_list,
+)
+from squidkeeper.services.sessions.orchestrators import Orchestrator
+from squidkeeper.services.sessions.problems import (
+    CallRefused,
+    FieldProblem,
+    ProblemCode,
+    pointer,
+)
+from squidkeeper.services.sessions.session_secrets import SessionSecrets
+from squidkeeper.serving.sessions.clock import TimeNow
+from squidkeeper.serving.sessions.store import (
+    EXPIRED,
+    NewSession,
+    SessionRow,
+    SessionStore,
+)
+
+_PREFIX: Final = "sqk_"  # as of tokens of clients
+_TOKEN_BYTES: Final = 32
+# Squid keeps an OK until the second whole second after it.
+KEPT_SECONDS: Final = 2.5
+_CUT_AGAIN_SECONDS: Final = 2.2  # before an address can be used again
+_LIST_AT_MOST: Final = 20_000
+_PAGE: Final = (100, 1000)  # usual, and at most
+_A_SECOND: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSide:
+    """What a session's programs need: the proxy's URL, and their variables."""
+
+    proxy: str
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOfSessions:
+    """What the keeper needs of the gateway.
+
+    `terms` raises `CallRefused` without a policy. `cut` ends what sessions have open.
+    `client_side` takes an address, a user and a token.
+    """
+
+    terms: Callable[[], PolicyTerms]
+    cut: Callable[[Sequence[SessionRow]], Cut]
+    client_side: Callable[[str | None, str | None, str | None], ClientSide]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a call has made of a session, with the version that `If-Match` names."""
+
+    shown: SessionShown
+    version: str
+    is_new: bool = False
+
+
+class SessionKeeper:
+    """The sessions. Its calls come from several threads."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        secret_values: SessionSecrets,
+        key: ContentKey,
+        around: GatewayOfSessions,
+    ) -> None:
+        self._store = store
+        self._secrets = secret_values
+        self._key = key
+        self._around = around
+        self._lock = RLock()
+        self._active: dict[str, SessionRow] = {}  # by name
+        # when a name or network was left; at the start none is known, so all wait
+        self._left: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._cut_again: deque[tuple[float, SessionRow]] = deque()
+        for row in store.active():
+            self._take(row)
+        secret_values.keep([row.number for row in self._active.values()])
+
+    # --- calls ------------------------------------------------------------------------
+
+    def put(self, caller: Orchestrator, name: str, data: Mapping[str, Any]) -> Kept:
+        """Make a session, or find that it is there."""
+        if not NAME.fullmatch(name):
+            fault = FieldProblem(pointer("name"), f"expected {NAME_EXPECTED}")
+            raise CallRefused(ProblemCode.INVALID_SESSION, fault.detail, [fault])
+        terms = self._around.terms()
+        asked = judged(SessionAsked, data, Judging(terms, caller))
+        return self._put(caller, name, asked, terms)
+
+    def get(self, caller: Orchestrator, name: str) -> Kept:
+        """Show a session; one that has ended too, as long as it is known."""
+        return self._kept(self._of(caller, name), self._around.terms())
+
+    def change(
+        self,
+        caller: Orchestrator,
+        name: str,
+        data: Mapping[str, Any],
+        version: str | None,
+    ) -> Kept:
+        """Change a session whose version the caller has seen."""
+        if version is None:
+            raise CallRefused(
+                ProblemCode.IF_MATCH_MISSING,
+                "send the ETag of the session that you saw",
+            )
+        terms, row = self._around.terms(), self._active_of(caller, name)
+        judging = Judging(terms, caller, role=row.role)
+        asked = judged(SessionChange, data, judging)
+        with self._ready(asked.address):
+            row = self._active_of(caller, name)
+            if version not in ("*", version_of(row)):
+                raise CallRefused(
+                    ProblemCode.CHANGED_MEANWHILE,
+                    f"the session is at {version_of(row)}: read it again",
+                )
+            changed = self._changed(row, asked, terms)
+        if changed.network != row.network:
+            self._around.cut([row])
+        return self._kept(changed, terms)
+
+    def end(self, caller: Orchestrator, name: str) -> SessionsEnded:
+        """End a session; nothing where it is gone."""
+        with self._lock:
+            row = self._active.get(name)
+            if row is None:
+                return SessionsEnded(ended=[])
+            _check_own(caller, row)
+            self._end(row, "deleted")
+        return self._ended([row])
+
+    def end_labelled(
+        self, caller: Orchestrator, labels: Mapping[str, str]
+    ) -> SessionsEnded:
+        """End the sessions of the caller that have all of the labels."""
+        with self._lock:
+            rows = [row for row in self._own(caller) if _has(row, labels)]
+            for row in rows:
+                self._end(row, "deleted")
+        return self._ended(rows)
+
+    def page(
+        self, caller: Orchestrator, labels: Mapping[str, str], after: int, limit: int
+    ) -> SessionPage:
+        """Show active sessions of the caller, by their numbers."""
+        terms = self._around.terms()
+        with self._lock:
+            found = [
+                row
+                for row in self._own(caller)
+                if row.number > after and _has(row, labels)
+            ]
+        found.sort(key=lambda row: row.number)
+        some = found[: limit or _PAGE[0]]
+        more = str(some[-1].number) if len(found) > len(some) else None
+        return SessionPage(
+            sessions=[self._kept(row, terms).shown for row in some], next=more
+        )
+
+    def take_list(self, caller: Orchestrator, data: Mapping[str, Any]) -> ListTaken:
+        """Make the sessions of the caller those of a list: what is not in it ends."""
+        terms = self._around.terms()
+        listed = _judged_list(data, terms, caller)
+        names = {asked.name for asked in listed}
+        with self._lock:
+            gone = [row for row in self._own(caller) if row.name not in names]
+            replaced = [
+                row
+                for asked in listed
+                if (row := self._active.get(asked.name)) is not None
+                and row.orchestrator == caller.name
+                and not self._is_same(row, asked)
+            ]
+            for row in (*gone, *replaced):
+                self._end(row, "not listed" if row.name not in names else "replaced")
+        others = {row.name for row in replaced}
+        ended = self._ended([*gone, *replaced])
+        taken = [self._listed(caller, asked, terms, others) for asked in listed]
+        return ListTaken(sessions=taken, **ended.model_dump())
+
+    # --- time -------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """End what is over, and cut what came by an answer that Squid has kept; called
+        a few times a second.
+        """
+        with self._lock:
+            over = self._end_over()
+            now = time.monotonic()
+            self._left = {
+                key: when
+                for key, when in self._left.items()
+                if now - when < KEPT_SECONDS
+            }
+            again = []
+            while self._cut_again and self._cut_again[0][0] <= now:
+                again.append(self._cut_again.popleft()[1])
+        if over or again:
+            self._around.cut([*over, *again])
+
+    def count_by_role(self) -> dict[str, int]:
+        """Count the active sessions of each role."""
+        counts: dict[str, int] = {}
+        with self._lock:
+            for row in self._active.values():
+                counts[row.role] = counts.get(row.role, 0) + 1
+        return counts
+
+    def row_of(self, caller: Orchestrator, name: str) -> SessionRow:
+        """Find a session of the caller; `CallRefused` where there is none."""
+        return self._of(caller, name)
+
+    # --- parts ------------------------------------------------------------------------
+
+    def _put(
+        self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
+    ) -> Kept:
+        with self._ready(asked.address, name):
+            row = self._active.get(name)
+            if row is not None:
+                return self._again(caller, row, asked, terms)
+            self._check_free(caller, name, terms)
+            return self._create(caller, name, asked, terms)
+
+    def _again(
+        self,
+        caller: Orchestrator,
+        row: SessionRow,
+        asked: SessionAsked,
+        terms: PolicyTerms,
+    ) -> Kept:
+        if row.orchestrator != caller.name:
+            raise CallRefused(
+                ProblemCode.NAME_TAKEN,
+                f"{row.name!r} is a session of another orchestrator",
+            )
+        if not self._is_same(row, asked):
+            raise CallRefused(
+                ProblemCode.OTHER_CONTENT,
+                f"session {row.number} has this name and other content: change it by PATCH, or end it first",
+            )
+        self._write_secrets(row.number, _revealed(asked))
+        lifetime = _lifetime(row.created, asked.ttl, row.role, terms)
+        extends = time.time() + lifetime >= row.ends + _A_SECOND
+        if extends:
+            with _told_store():
+                row = self._take(self._store.change(row.number, lifetime=lifetime))
+        kept = self._kept(row, terms)
+        return replace(kept, shown=kept.shown.model_copy(update={"extended": extends}))
+
+    def _check_free(self, caller: Orchestrator, name: str, terms: PolicyTerms) -> None:
+        if name in terms.names:
+            raise CallRefused(
+                ProblemCode.NAME_TAKEN, f"{name!r} is a proxy user of the policy"
+            )
+        if len(self._own(caller)) >= caller.sessions_at_most:
+            raise CallRefused(
+                ProblemCode.TOO_MANY_SESSIONS,
+                f"{caller.name} has {caller.sessions_at_most} sessions, which is its bound: end some first",
+            )
+
+    def _create(
+        self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
+    ) -> Kept:
+        token, hashed = None, asked.token_sha256
+        if asked.address is None and hashed is None:
+            token = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
+            hashed = sha256(token.encode()).hexdigest()
+        values = _revealed(asked)
+        content = Content(asked.ttl, token is not None, self._key.hashes(values))
+        new = NewSession(
+            name=name,
+            role=asked.role,
+            network=asked.address,
+            token_sha256=hashed,
+            variables={key: tuple(of) for key, of in asked.variables.items()},
+            labels=asked.labels,
+            secrets=tuple(sorted(values)),
+            orchestrator=caller.name,
+            lifetime=_lifetime(time.time(), asked.ttl, asked.role, terms),
+            content=content.text(),
+        )
+        with _told_store():
+            row = self._take(self._store.create(new))
+        try:
+            self._write_secrets(row.number, values)
+        except CallRefused:
+            self._end(row, "not finished")
+            raise
+        kept = self._kept(row, terms, token)
+        return replace(kept, is_new=True)
+
+    def _changed(
+        self, row: SessionRow, asked: SessionChange, terms: PolicyTerms
+    ) -> SessionRow:
+        values, content = _revealed(asked), Content.parse(row.content)
+        lifetime = None
+        if asked.ttl is not None:
+            lifetime = _lifetime(row.created, asked.ttl, row.role, terms)
+        content = Content(
+            asked.ttl if asked.ttl is not None else content.ttl,
+            content.made_token,
+            {**content.secrets, **self._key.hashes(values)},
+        )
+        self._write_secrets(row.number, values)
+        with _told_store():
+            changed = self._store.change(
+                row.number,
+                lifetime=lifetime,
+                network=asked.address,
+                secrets=tuple(sorted({*row.secrets, *values})),
+                content=content.text(),
+            )
+        if changed.network != row.network:
+            self._leave(row)
+        return self._take(changed)
+
+    def _is_same(self, row: SessionRow, asked: SessionAsked) -> bool:
+        content = Content.parse(row.content)
+        given = {key: tuple(values) for key, values in asked.variables.items()}
+        token = None if content.made_token else row.token_sha256
+        return (
+            row.role == asked.role
+            and row.network == asked.address
+            and {key: tuple(of) for key, of in row.variables.items()} == given
+            and dict(row.labels) == asked.labels
+            and token == asked.token_sha256
+            and content.ttl == asked.ttl
+            and content.secrets == self._key.hashes(_revealed(asked))
+        )
+
+    def _write_secrets(self, number: int, values: Mapping[str, str]) -> None:
+        try:
+            self._secrets.put(number, values)
+        except OSError as error:
+            raise CallRefused(
+                ProblemCode.STORE_UNAVAILABLE,
+                f"the values of secrets cannot be kept: {error.strerror}",
+            ) from error
+
+    @contextmanager
+    def _ready(self, *keys: str | None) -> Iterator[None]:
+        """Wait until nothing of a former session holds for a name or network, and keep
+        others out.
+        """
+        while True:
+            with self._lock:
+                self._cut_again.extendleft((0, row) for row in self._end_over())
+                wait = self._seconds_to_wait(keys)
+                if wait <= 0:
+                    yield
+                    return
+            time.sleep(wait)
+
+    def _seconds_to_wait(self, keys: Iterable[str | None]) -> float:
+        if any(key in self._active for key in keys):
+            return 0  # it is asked about the session that is there
+        since = max(
+            (self._left.get(key or "", self._began) for key in keys if key), default=0
+        )
+        return since + KEPT_SECONDS - time.monotonic()
+
+    def _end_over(self) -> list[SessionRow]:
+        at = TimeNow.now()
+        over = [row for row in self._active.values() if row.expired(at)]
+        for row in over:
+            self._end(row, EXPIRED)
+        return over
+
+    def _end(self, row: SessionRow, why: str) -> None:
+        with _told_store():
+            self._store.end(row.number, why)
+        self._secrets.remove(row.number)
+        self._active.pop(row.name, None)
+        self._leave(row)
+        self._cut_again.append((time.monotonic() + _CUT_AGAIN_SECONDS, row))
+
+    def _leave(self, row: SessionRow) -> None:
+        now = time.monotonic()
+        self._left[row.name] = now
+        if row.network is not None:
+            self._left[row.network] = now
+
+    def _take(self, row: SessionRow) -> SessionRow:
+        self._active[row.name] = row
+        return row
+
+    def _own(self, caller: Orchestrator) -> list[SessionRow]:
+        with self._lock:
+            rows = [*self._active.values()]
+        return [row for row in rows if row.orchestrator == caller.name]
+
+    def _of(self, caller: Orchestrator, name: str) -> SessionRow:
+        with self._lock:
+            row = self._active.get(name)
+        if row is None and NAME.fullmatch(name):
+            with _told_store():
+                row = self._store.by_name(name)
+        if row is None:
+            raise CallRefused(ProblemCode.NO_SESSION, f"there is no session {name!r}")
+        _check_own(caller, row)
+        return row
+
+    def _active_of(self, caller: Orchestrator, name: str) -> SessionRow:
+        row = self._of(caller, name)
+        if row.ended is not None:
+            raise CallRefused(
+                ProblemCode.NO_SESSION, f"session {row.number}, {name!r}, has ended"
+            )
+        return row
+
+    def _ended(self, rows: Sequence[SessionRow]) -> SessionsEnded:
+        """Cut what sessions have open that were ended."""
+        cut = self._around.cut(rows)
+        return SessionsEnded(
+            ended=[SessionEnded(name=row.name, number=row.number) for row in rows],
+            left=cut.left,
+            problem=cut.problem or None,
+        )
+
+    def _listed(
+        self,
+        caller: Orchestrator,
+        asked: ListedSession,
+        terms: PolicyTerms,
+        replaced: set[str],
+    ) -> SessionListed:
+        try:
+            kept = self._put(caller, asked.name, asked, terms)
+        except CallRefused as error:
+            return SessionListed(
+                name=asked.name, result="refused", problem=error.problem.as_object()
+            )
+        if kept.is_new:
+            return SessionListed(
+                name=asked.name,
+                result="replaced" if asked.name in replaced else "created",
+                session=kept.shown,
+            )
+        return SessionListed(
+            name=asked.name,
+            result="extended" if kept.shown.extended else "kept",
+            session=kept.shown,
+        )
+
+    def _kept(
+        self, row: SessionRow, terms: PolicyTerms, token: str | None = None
+    ) -> Kept:
+        state, reason = self._state(row, terms)
+        user = row.name if row.token_sha256 else None
+        side = self._around.client_side(row.network, user, token)
+        return Kept(
+            SessionShown(
+                name=row.name,
+                number=row.number,
+                role=row.role,
+                state=state,
+                reason=reason,
+                orchestrator=row.orchestrator,
+                address=_shown_network(row.network),
+                variables={key: [*values] for key, values in row.variables.items()},
+                labels=dict(row.labels),
+                secrets=[*row.secrets],
+                has_token=row.token_sha256 is not None,
+                created=_time(row.created),
+                expires=_time(row.ends),
+                ended=None if row.ended is None else _time(row.ended),
+                revision=terms.revision,
+                proxy=side.proxy,
+                env=None if row.ended is not None else dict(side.env),
+                token=token,
+            ),
+            version_of(row),
+        )
+
+    def _state(
+        self, row: SessionRow, terms: PolicyTerms
+    ) -> tuple[SessionState, str | None]:
+        if row.ended is not None:
+            return SessionState.ENDED, row.ended_why
+        if row.expired(TimeNow.now()):
+            return SessionState.ENDED, EXPIRED
+        role = terms.roles.get(row.role)
+        if role is None:
+            return SessionState.INVALID, f"the policy has no role {row.role}"
+        try:
+            role.check(row.variables)
+        except PatternError as error:
+            return SessionState.INVALID, str(error)
+        if missing := self._secrets.missing(row.number, row.secrets):
+            names = ", ".join(missing)
+            return SessionState.SECRETS_MISSING, f"give these again: {names}"
+        return SessionState.ACTIVE, None
+
+
+@contextmanager
+def _told_store() -> Iterator[None]:
+    """Answer what the store refuses."""
+    try:
+        yield
+    except SessionTaken as error:
+        code = ProblemCode.ADDRESS_TAKEN
+        if error.field == "name":
+            code = ProblemCode.NAME_TAKEN
+        fields = [FieldProblem(pointer(error.field), "another session has it")]
+        detail = f"another session has this {error.field}: end it first"
+        raise CallRefused(code, detail, fields) from error
+    except SessionGone as error:
+        raise CallRefused(ProblemCode.NO_SESSION, "the session has ended") from error
+    except OSError as error:
+        raise CallRefused(
+            ProblemCode.STORE_UNAVAILABLE, f"nothing has changed: {error}"
+        ) from error
+
+
+def _lifetime(created: float, ttl: int | None, role: str, terms: PolicyTerms) -> float:
+    """Return how long a session lives from now on: its role bounds its whole life."""
+    known = terms.roles.get(role)
+    most = known.ttl if known else LONGEST_TTL
+    return min(ttl or most, created + most - time.time())
+
+
+def version_of(row: SessionRow) -> str:
+    """Write the version of a session, as its ETag."""
+    return f'"{row.number}-{row.change}"'
+
+
+def _judged_list(
+    data: Mapping[str, Any], terms: PolicyTerms, caller: Orchestrator
+) -> list[ListedSession]:
+    items, faults = data.get("sessions"), list[FieldProblem]()
+    for key in data.keys() - {"sessions"}:
+        faults.append(FieldProblem(pointer(key), "unknown field"))
+    if not isinstance(items, list) or len(items) > _LIST_AT_MOST:
+        expected = f"expected a list of at most {_LIST_AT_MOST:,} sessions"
+        refuse_list([*faults, FieldProblem(pointer("sessions"), expected)])
+    listed: list[ListedSession] = []
+    names: set[str] = set()
+    for number, item in enumerate(items):
+        judging = Judging(terms, caller, at=("sessions", number))
+        if not isinstance(item, dict):
+            faults.append(FieldProblem(pointer(*judging.at), "expected an object"))
+            continue
+        made, found = judged_or_faults(ListedSession, item, judging)
+        faults += found
+        if made is not None:
+            if made.name in names:
+                place = pointer(*judging.at, "name")
+                faults.append(FieldProblem(place, "the name is there twice"))
+            names.add(made.name)
+            listed.append(made)
+    if faults:
+        refuse_list(faults)
+    return listed
+
+
+def _check_own(caller: Orchestrator, row: SessionRow) -> None:
+    if row.orchestrator != caller.name:
+        raise CallRefused(
+            ProblemCode.SESSION_OF_ANOTHER,
+            f"{row.name!r} is a session of another orchestrator",
+        )
+
+
+def _has(row: SessionRow, labels: Mapping[str, str]) -> bool:
+    return all(row.labels.get(name) == value for name, value in labels.items())
+
+
+def _revealed(asked: SessionAsked | SessionChange) -> dict[str, str]:
+    return {name: value.get_secret_value() for name, value in asked.secrets.items()}
+
+
+def _shown_network(network: str | None) -> str | None:
+    """Write an address without the bits of a network of itself alone."""
+    if network is None:
+        return None
+    found = ip_network(network)
+    return str(found.network_address) if found.num_addresses == 1 else network
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
