@@ -1941,6 +1941,77 @@ def test_the_process_that_exports_comes_and_goes_with_its_files(
     }
 
 
+# ── Sessions that programs make ───────────────────────────────────────────────────────
+
+
+def test_a_process_of_its_own_makes_sessions_where_the_operator_says_who_may(
+    gateway: Gateway,
+) -> None:
+    before = gateway.snapshot()
+    settings, policy = gateway.place("etc/sessions.yaml"), gateway.place("etc/policy")
+    settings.write_text("version: 1\norchestrators: {local: {role: [plain]}}\n")
+    done = gateway.install()
+    assert done.returncode == 1
+    assert "unknown key 'role', did you mean 'roles'?" in done.stderr
+    assert "no program can make sessions" in done.stderr
+    settings.write_text("version: 1\norchestrators: {local: {roles: [plain]}}\n")
+    (policy / "roles.yaml").write_text(
+        "version: 1\nsession_networks: [10.20.0.0/16]\nroles: {plain: {ttl: 1h}}\n"
+    )
+    done = gateway.install()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("^sessions +started$", done.stdout, re.MULTILINE)
+    layout = Layout.of(gateway.root)
+
+    def session(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [layout.program, "session", *words, "--root", gateway.root],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    made = wait_for(
+        lambda: (
+            found
+            if (
+                found := session(
+                    "create", "vm-7", "--role", "plain", "--address", "10.20.0.7"
+                )
+            ).returncode
+            == 0
+            else None
+        ),
+        lambda: layout.service("sessions").log.read_text(),
+    )
+    assert "vm-7: session " in made.stderr
+    user = layout.user_without_systemd("sessions")
+    for path in (
+        layout.sessions / "sessions.sqlite",
+        layout.sessions_socket,
+        layout.sessions_audit,
+    ):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (user, policy.stat().st_gid), path
+    supervisor = int(layout.service("sessions").pid_file.read_text())
+    served = child_of(supervisor, "squidkeeper sessions")
+    rights = Path(f"/proc/{served}/status").read_text()
+    for kind in ("CapEff", "CapBnd", "CapAmb"):
+        assert f"{kind}:\t0000000000001000\n" in rights, "CAP_NET_ADMIN alone"
+    done = gateway.install()
+    assert re.search("^sessions +runs, unchanged$", done.stdout, re.MULTILINE)
+    assert session("end", "vm-7").returncode == 0
+    assert_systemd_accepts(gateway, "sessions")
+    settings.unlink()
+    (policy / "roles.yaml").unlink()
+    assert gateway.install().returncode == 0
+    assert not runs(supervisor)
+    assert not layout.sessions_run.exists()
+    for left in (layout.sessions, layout.sessions_audit.parent):
+        shutil.rmtree(left)
+    assert gateway.snapshot() == before
+
+
 # ── A policy that is pulled ───────────────────────────────────────────────────────────
 
 

@@ -30,6 +30,7 @@ SERVICES: Final = (
     "maintenance",
     "secrets",
     *BODIES,
+    "sessions",
     "tls",
     "transparent",
     "dns",
@@ -48,7 +49,10 @@ ACCOUNTS: Final = {
     **dict.fromkeys(
         BODIES, "squidkeeper-bodies"
     ),  # one user for both: else they could not share a port
-    **{name: f"squidkeeper-{name}" for name in ("transparent", "dns", "publisher")},
+    **{
+        name: f"squidkeeper-{name}"
+        for name in ("transparent", "dns", "publisher", "sessions")
+    },
 }
 # built into Squid; with systemd its unit makes the folder
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")
@@ -186,6 +190,7 @@ class Layout:
             "secrets": self.secrets,
             "export": self.export_state,
             "pull": self.pulled,
+            "sessions": self.sessions_run,
         }
         own = (owned | dict.fromkeys(BODIES, self.bodies_state)).get(name)
         run = own or self.run

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -385,24 +386,39 @@ class Configuration:
             case "transparent":
                 yield from (f"--listen {address}" for address in self.transparent)
                 yield f"--tls-to {self.layout.transparent_tls} --http-to {self.layout.transparent_http}"
+            case "sessions":
+                yield from self._sessions_options()
             case "export":
                 yield f"--gateway {self.gateway}"
             case "render":
                 yield from [f"--root {self.layout.root}"] if self.layout.root else []
                 yield from [] if self.machine.systemd else ["--follow"]
             case "archive":
-                bounds = {
-                    "keep-days": self.archive_days,
-                    "keep-bytes": self.archive_bytes,
-                }
-                yield from (
-                    f"--{name} {value}"
-                    for name, value in bounds.items()
-                    if value not in ("", "auto")
-                )
-                yield from (
-                    [] if self.machine.systemd else [f"--every {_ARCHIVE_SECONDS}"]
-                )
+                yield from self._archive_options()
+
+    def _archive_options(self) -> Iterator[str]:
+        bounds = {
+            "keep-days": self.archive_days,
+            "keep-bytes": self.archive_bytes,
+        }
+        yield from (
+            f"--{name} {value}"
+            for name, value in bounds.items()
+            if value not in ("", "auto")
+        )
+        yield from [] if self.machine.systemd else [f"--every {_ARCHIVE_SECONDS}"]
+
+    def _sessions_options(self) -> Iterator[str]:
+        """Name where connections of clients end (at HAProxy, Squid, or the ports for
+        clients without proxy settings), and the proxy where it has one address.
+        """
+        yield f"--listen {reachable_by_all(self.listen)}"
+        for address in self.transparent:
+            shown = f"[{address}]" if ":" in address else address
+            yield f"--listen {shown}:443 --listen {shown}:80"
+        host = self.listen.rpartition(":")[0].strip("[]")
+        if host and not ip_address(host).is_unspecified:
+            yield f"--proxy http://{self.listen}"
 
     def _maintenance_options(self) -> Iterator[str]:
         if self.log_bytes not in ("", "auto"):
@@ -514,6 +530,7 @@ _UNITS = {
     "maintenance": "squidkeeper-maintenance.service",
     "secrets": "squidkeeper-secrets.service",
     **dict.fromkeys(BODIES, "squidkeeper-bodies.service"),
+    "sessions": "squidkeeper-sessions.service",
     "tls": "squidkeeper-tls.service",
     "transparent": "squidkeeper-transparent.service",
     "dns": "squidkeeper-dns.service",

@@ -97,6 +97,7 @@ from squidkeeper.services.maintenance.own_addresses import (
 )
 from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.services.pulling.settings import CURRENT, read_pull_settings
+from squidkeeper.services.sessions.orchestrators import check_orchestrators
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import Values, render
 from squidkeeper.serving.squid_conf import Macros, read_squid_conf
@@ -147,6 +148,7 @@ class Installation:
         ] = ()  # files of Squid's configuration that the policy does not need
         self._exports = b""  # the files of the exports
         self._pulls = layout.pull_settings.exists()  # the policy comes from elsewhere
+        self._makes_sessions = layout.sessions_settings.exists()
         self._confined = False  # AppArmor keeps Squid from what is prepared
 
     def roll_back(self) -> list[str]:
@@ -170,6 +172,7 @@ class Installation:
         self._prepare_transparent()
         self._prepare_exports()
         self._prepare_pull()
+        self._prepare_sessions()
         self._prepare_files()
         self._check_listen()
         self._former = self._layout.program.resolve().parent.parent
@@ -710,6 +713,19 @@ class Installation:
                 f"{layout.policy} is no link to {layout.pulled / CURRENT} yet: policy/PULL.md says how to make it",
             )
 
+    def _prepare_sessions(self) -> None:
+        self._stage.name = "sessions"
+        file = self._layout.sessions_settings
+        if not self._makes_sessions:
+            return
+        found, faults = check_orchestrators(file, file.read_bytes())
+        if found is None:
+            raise SetupFailed(
+                "no program can make sessions", details="\n".join(map(str, faults))
+            )
+        names = ", ".join(one.name for one in found.all)
+        say("sessions", f"made by {names}, at {self._layout.sessions_socket}")
+
     def _unit(self, name: str) -> str:
         unit = self._configuration.unit(name)
         return (
@@ -821,6 +837,7 @@ class Installation:
             "archive": True,
             "export": bool(self._exports),
             "pull": self._pulls,
+            "sessions": self._makes_sessions,
         }
         needed |= dict.fromkeys(
             ("transparent", "dns"), bool(self._configuration.transparent)
@@ -985,6 +1002,20 @@ class Installation:
         else:
             self._transaction.apply(step)
 
+    def _folders_of_sessions(self) -> dict[Path, entries.Folder]:
+        """Make them without systemd, where programs may make sessions."""
+        layout, user = self._layout, self._user_of("sessions")
+        modes = {
+            layout.sessions: 0o2750,
+            layout.sessions_run: 0o755,
+            layout.sessions_audit.parent: 0o750,
+        }
+        return {
+            path: entries.Folder({}, mode, user)
+            for path, mode in modes.items()
+            if self._makes_sessions
+        }
+
     def _apply(self, *, new_store: bool) -> None:
         self._stage.name = "put in place"
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
@@ -1008,6 +1039,7 @@ class Installation:
                 folders[layout.pulled] = entries.Folder(
                     {}, 0o750, self._user_of("pull")
                 )
+            folders |= self._folders_of_sessions()
             if self._fetches:
                 folders[layout.secrets] = entries.Folder(
                     {}, 0o2750, self._user_of("secrets")
@@ -1030,6 +1062,7 @@ class Installation:
             bodies=self._inspects,
             exports=self._exports,
             pulls=self._pulls,
+            sessions=self._makes_sessions,
             tls=ours.tls,
             transparent=bool(ours.transparent),
             certificate=ours.tls and self._needs_server_certificate(),
@@ -1220,6 +1253,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "secrets": "see the lines above; policy/REFERENCE.md explains the sources of secrets",
         "exporter": "see the lines above; --no-exporter does without it",
         "pull": f"fix {layout.pull_settings}, as policy/PULL.md describes it; without it nothing is pulled",
+        "sessions": f"fix {layout.sessions_settings}, as squid/SESSIONS.md describes it; without it there are none",
         "export": f"see the lines above, and EXPORT.md; without {layout.exports}/*.yaml none is started",
     }
 

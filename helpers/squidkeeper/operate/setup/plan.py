@@ -40,6 +40,7 @@ class StepKind(StrEnum):
     START_PUBLISHER = "start the process that publishes the policy, and note it in"
     START_MAINTENANCE = "start the maintenance process, and note it in"
     START_SECRETS = "start the process that fetches secrets, and note it in"
+    START_SESSIONS = "start the process that makes sessions, and note it in"
     START_BODIES_1 = "start the first process that inspects bodies, and note it in"
     START_BODIES_2 = "start the second process that inspects bodies, and note it in"
     START_SQUID = "start Squid, and note it in"
@@ -65,6 +66,7 @@ STARTS: Final = {  # the services
     StepKind.START_PUBLISHER: "publisher",
     StepKind.START_MAINTENANCE: "maintenance",
     StepKind.START_SECRETS: "secrets",
+    StepKind.START_SESSIONS: "sessions",
     StepKind.START_BODIES_1: "bodies-1",
     StepKind.START_BODIES_2: "bodies-2",
     StepKind.START_TLS: "tls",
@@ -131,6 +133,7 @@ class Wanted:
     bodies: bool = False  # the policy has rules with `body`
     exports: bytes = b""  # the files of the exports; empty: there is none
     pulls: bool = False  # the policy is pulled
+    sessions: bool = False  # programs may make sessions
     tls: bool = False  # HAProxy takes the clients
     transparent: bool = False  # there are ports for clients without proxy settings
     certificate: bool = False  # the one of the TLS port is due
@@ -217,7 +220,7 @@ class _Planner:
         }
         needed_by_squid, last = (
             ("secrets", *BODIES),
-            ("archive", "export", "pull", "render"),
+            ("archive", "export", "pull", "sessions", "render"),
         )
         for name in (
             "publisher",
@@ -326,6 +329,7 @@ class _Planner:
             second: (wanted.bodies, counts),
             "export": (bool(wanted.exports), (layout.export_state,)),
             "pull": (wanted.pulls, ()),
+            "sessions": (wanted.sessions, (layout.sessions_run,)),
             "tls": (wanted.tls, (layout.haproxy, layout.tls)),
             "dns": (wanted.transparent, (layout.dns,)),
             "transparent": (wanted.transparent, (layout.transparent_state,)),

@@ -49,6 +49,7 @@ def uninstall(layout: Layout) -> None:
     _stop(
         layout,
         "render",
+        "sessions",
         "pull",
         "export",
         "archive",
@@ -93,7 +94,8 @@ def _left(layout: Layout) -> list[Path]:
         for path in configured
         for end in ("", ".previous", ".before-squidkeeper")
     ]
-    kept += [layout.access_log.parent, layout.archive, layout.pulled]
+    kept += [layout.access_log.parent, layout.sessions_audit.parent]
+    kept += [layout.archive, layout.pulled]
     inside = sorted(folder.iterdir()) if folder.exists() else []
     outside = [
         path for path in kept if os.path.lexists(path) and folder not in path.parents
@@ -121,6 +123,8 @@ def _remove_files(layout: Layout) -> None:
     kept = (
         layout.state,
         layout.published,
+        layout.sessions,
+        layout.sessions_run,
         layout.run,
         layout.applied,
         layout.ca_choices,
@@ -204,7 +208,8 @@ def _remove_shared(layout: Layout) -> None:
 
 def _remove_account(layout: Layout) -> None:
     if layout.account.exists():
-        for folder in filter(Path.exists, (layout.archive, layout.pulled)):
+        kept = (layout.archive, layout.pulled, layout.sessions_audit.parent)
+        for folder in filter(Path.exists, kept):
             _give_to_root(folder)
         for account in {*ACCOUNTS.values()}:
             run("userdel", account)

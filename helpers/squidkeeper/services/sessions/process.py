@@ -40,7 +40,7 @@ SOCKET: Final = "api.sock"
 SECRETS: Final = "secrets"
 _CHECK_EVERY_SECONDS: Final = 0.2
 _ALIVE_EVERY_SECONDS: Final = 5.0  # WatchdogSec= of the unit is longer
-_SECRETS_MODE: Final = 0o2750  # Squid's group reads them
+_SECRETS_MODE: Final = 0o750  # Squid's group reads them
 _log = logging.getLogger(__name__)
 
 
