@@ -4,6 +4,7 @@ fault that is planted for it.
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -928,6 +929,36 @@ def test_a_policy_that_is_pulled_without_a_ceiling_is_found(layout: Layout) -> N
     assert found("pull-without-ceiling", inspection) == []
     file.write_text("")
     assert found("pull-without-ceiling", inspection) == []
+
+
+def test_a_service_of_sessions_that_does_not_answer_is_found(layout: Layout) -> None:
+    settings, place = layout.sessions_settings, layout.sessions_socket
+    assert found("sessions-unavailable", inspect(layout)) == []
+    (layout.policy / "roles.yaml").write_text("version: 1\nroles: {ci: {ttl: 1h}}\n")
+    assert found("sessions-unavailable", inspect(layout)) == [
+        Found("the policy has roles, and no program may make sessions")
+    ]
+    settings.write_text("version: 1\norchestrators: {local: {roles: [ci]}}\n")
+    silent = Found("nothing answers", str(place))
+    assert found("sessions-unavailable", inspect(layout)) == [silent]
+    place.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place))
+        listening.listen()
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.0 404 Not Found\r\n\r\n")
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(answer)
+            assert found("sessions-unavailable", inspect(layout)) == []
+    settings.write_text("version: 1\norchestrators: {local: {role: [ci]}}\n")
+    details = [one.detail for one in found("sessions-unavailable", inspect(layout))]
+    assert len(details) == 3
+    assert "unknown key 'role', did you mean 'roles'? [unknown-key]" in details
 
 
 def test_the_store_of_quotas_is_asked_for_a_count(

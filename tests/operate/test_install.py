@@ -2006,10 +2006,10 @@ def test_a_process_of_its_own_makes_sessions_where_the_operator_says_who_may(
     (policy / "roles.yaml").unlink()
     assert gateway.install().returncode == 0
     assert not runs(supervisor)
-    assert not layout.sessions_run.exists()
-    for left in (layout.sessions, layout.sessions_audit.parent):
+    assert not layout.service("sessions").unit.exists()
+    for left in (layout.sessions, layout.sessions_run, layout.sessions_audit.parent):
         shutil.rmtree(left)
-    assert gateway.snapshot() == before
+    assert {*contents(gateway.snapshot())} == {*contents(before)}
 
 
 # ── A policy that is pulled ───────────────────────────────────────────────────────────

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from squidkeeper.cli import main
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import RevisionWriter
 from squidkeeper.policy.policy_store.sources import read_sources
@@ -754,6 +756,38 @@ def test_the_audit_log_has_each_change_and_no_value(service: Service) -> None:
     assert (lines[0]["number"], lines[2]["ended"]) == (number, [number])
     assert "ghp_hush" not in text
     assert service.audit.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_command_makes_the_same_calls(service: Service, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("ghp_file\n")
+
+    def session(*words: str) -> Result:
+        place = ("--socket", str(service.socket))
+        return CliRunner().invoke(main, ["session", *words, *place])
+
+    variables = ("--variable", "repo=acme/app", "--variable", "docs=a.example")
+    wanted = (*variables, "--secret", f"github={secret}", "--ttl", "10m")
+    made = session("create", "cli", "--role", "coding-agent", *wanted, "--json")
+    assert made.exit_code == 0, made.output
+    token = json.loads(made.stdout)["token"]
+    number = json.loads(made.stdout)["number"]
+    kept = json.loads(service.secrets(number).read_bytes())
+    assert kept == {"github": "ghp_file"}
+    listed = session("list", "--json")
+    assert [one["name"] for one in json.loads(listed.stdout)["sessions"]] == ["cli"]
+    assert token not in listed.stdout
+    assert "cli: session " in session("extend", "cli", "--for", "2h").stdout
+    rules = json.loads(session("effective", "cli").stdout)["rules"]
+    assert rules[0]["paths"] == ["/acme/app/**"]
+    refused = session("create", "cli", "--role", "none", *wanted)
+    assert refused.exit_code == 1
+    assert "/role: the orchestrator local may not give 'none'" in refused.stderr
+    assert session("end", "cli").exit_code == 0
+    assert json.loads(session("show", "cli").stdout)["state"] == "ended"
+    away = CliRunner().invoke(main, ["session", "list", "--socket", "/nowhere"])
+    assert away.exit_code == 2
+    assert "does not answer" in away.stderr
 
 
 def test_an_edit_of_the_settings_holds_and_a_faulty_one_does_not(

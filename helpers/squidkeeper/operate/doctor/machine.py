@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -56,6 +57,7 @@ from squidkeeper.services.exporter.status_rows import secret_rows
 from squidkeeper.services.maintenance.own_addresses import reached_at
 from squidkeeper.services.maintenance.resolver import answers
 from squidkeeper.services.pulling.settings import read_pull_settings
+from squidkeeper.services.sessions.orchestrators import check_orchestrators
 from squidkeeper.services.webhook import read_webhook_settings
 from squidkeeper.serving.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.serving.quotas.opening import try_quota_store
@@ -63,6 +65,7 @@ from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quo
 
 # A helper loads the policy first, which can take minutes on a busy machine. So one is
 # silent that neither answers nor works.
+_SOCKET_SECONDS: Final = 5.0
 _IDLE_SECONDS: Final = 20.0
 _WORK_SECONDS: Final = 0.2  # of the processor, while it is idle for less than that
 _LOOK_SECONDS: Final = 0.5
@@ -241,6 +244,38 @@ def _pull_without_ceiling(seen: Inspection) -> Iterator[Found]:
     with suppress(PullFailed):  # another check tells that
         if read_pull_settings(file).ceiling is None:
             yield Found("it names no ceiling", str(file))
+
+
+@critical(
+    "sessions-unavailable",
+    "Programs cannot make sessions",
+    "Run `systemctl restart squidkeeper-sessions`, or `./install.sh`, and read `journalctl -u squidkeeper-sessions`, or"
+    " sessions.log in its folder. Without sessions.yaml no service runs: see squid/SESSIONS.md."
+    " Sessions that are there go on.",
+    as_root=True,
+)
+def _sessions_unavailable(seen: Inspection) -> Iterator[Found]:
+    """Find a socket that does not answer, where the policy has roles or the operator
+    names who makes sessions.
+    """
+    layout, file = seen.layout, seen.layout.sessions_settings
+    if not file.exists():
+        if seen.policy is not None and seen.policy.roles:
+            yield Found("the policy has roles, and no program may make sessions")
+        return
+    _, faults = check_orchestrators(file, file.read_bytes())
+    for fault in faults:
+        yield Found(fault.text, str(fault.location))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_SOCKET_SECONDS)
+        try:
+            asking.connect(str(layout.sessions_socket))
+            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answered = bool(asking.recv(1))
+        except OSError:
+            answered = False
+    if not answered:
+        yield Found("nothing answers", str(layout.sessions_socket))
 
 
 def _settings_faults(

@@ -329,7 +329,7 @@ class _Planner:
             second: (wanted.bodies, counts),
             "export": (bool(wanted.exports), (layout.export_state,)),
             "pull": (wanted.pulls, ()),
-            "sessions": (wanted.sessions, (layout.sessions_run,)),
+            "sessions": (wanted.sessions, ()),
             "tls": (wanted.tls, (layout.haproxy, layout.tls)),
             "dns": (wanted.transparent, (layout.dns,)),
             "transparent": (wanted.transparent, (layout.transparent_state,)),
