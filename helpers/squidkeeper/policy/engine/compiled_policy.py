@@ -494,7 +494,9 @@ class CompiledPolicy:
         if decision.rewritten is not None:
             return replace(decision, credentials=credentials)
         names = [credential.name for credential in credentials]
-        key = (decision, 0 if session is None else session.stamp, *names)
+        key: tuple[object, ...] = (decision, *names)
+        if session is not None:
+            key = (*key, session.stamp)
         known = self._decisions.get(key)
         if known is None:
             known = replace(decision, credentials=credentials)
@@ -572,15 +574,16 @@ class CompiledPolicy:
                 stamp = facts.session.stamp
         found = (rules, grants, rewrites, credentials, upstreams)
         fetched_for = self.may_be_fetched_for(facts.host)
-        key = (
+        key: tuple[object, ...] = (
             facts.clients,
             facts.method,
             facts.scheme,
             facts.port,
             *found,
             fetched_for,
-            stamp,
         )
+        if stamp:
+            key = (*key, stamp)
         known = self._candidates.get(key)
         if known is None:
             policy = self.source

@@ -104,8 +104,6 @@ class PathPattern:
         """Match a whole path; gives the named groups, or None where it does
         not match.
         """
-        if self.variables:
-            return None
         if self._regex is None:
             matches = self._matchers.get(path.reading) or self._matcher(path.reading)
             return {} if matches(path.path) else None
@@ -119,6 +117,8 @@ class PathPattern:
         )
 
     def _matcher(self, reading: Reading) -> Matcher:
+        if self.variables:
+            return _matches_nothing
         glob = _read_glob(self.text, reading)
         matcher = self._matchers.get(glob) or glob_matcher(
             tuple(_PART.findall(glob)), _WILDCARDS
@@ -221,6 +221,10 @@ def _check_readable(text: str, reading: Reading) -> None:
         _read_glob(text, reading)
     except InvalidUrl as error:
         raise PatternError(f"path pattern {text!r} can never match: {error}") from error
+
+
+def _matches_nothing(_: str) -> bool:
+    return False
 
 
 def _any_values(text: str) -> str:
