@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.errors import PatternError
 from squidkeeper.base.faults import Location
+from squidkeeper.change.difference.consequences import Change
+from squidkeeper.change.difference.report import report
 from squidkeeper.policy.bodies.written_request import push_body, written_request
 from squidkeeper.policy.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.policy.engine.body_scope import (
@@ -44,7 +47,7 @@ from squidkeeper.policy.language.roles import Role, Session, Variable, VariableT
 from squidkeeper.policy.language.targets import parse_target
 from squidkeeper.policy.protocol.request import Malformed, request_to
 
-from ..conftest import NOW
+from ..conftest import NOW, compiled_of
 
 PLACE = Location("policy.yaml", 1, 1)
 AGENT = Role(
@@ -503,3 +506,32 @@ def test_what_is_said_of_two_entries_holds_for_each_session(
         assert (False, True) not in pairs
     if not overlap(some, others, {}):
         assert (True, True) not in pairs
+
+
+# --- addresses that only sessions use -------------------------------------------------
+
+
+def test_an_address_of_sessions_opens_nothing_without_one(tmp_path: Path) -> None:
+    text = """
+session_networks: [10.20.0.0/16]
+roles: {agent: {ttl: 8h}}
+rules: [{name: open, action: allow, hosts: [a.example]}]
+tests:
+  - {request: "GET https://a.example/", client: 10.20.0.7, expect: deny, rule: session-required}
+  - {request: "GET https://a.example/", client: 10.20.0.7, session: {role: agent}, expect: allow}
+  - {request: "GET https://a.example/", client: 10.21.0.7, expect: allow}
+"""
+    directories = tmp_path / "new", tmp_path / "old"
+    for directory in directories:
+        directory.mkdir()
+    new = compiled_of(directories[0], text)
+    old = compiled_of(
+        directories[1], text.replace("10.20.0.0/16", "10.22.0.0/16").split("tests:")[0]
+    )
+    found = report((old, new), ("old", "new"), NOW)
+    assert {
+        (one.change, one.before.rule, one.after.rule) for one in found.differences
+    } == {
+        (Change.CLOSED, "open", "session-required"),
+        (Change.OPENED, "session-required", "open"),
+    }

@@ -103,6 +103,9 @@ def client_kinds(policies: Sequence[CompiledPolicy]) -> list[ClientKind]:
     clients = [client for policy in policies for client in policy.source.clients]
     users = {user for policy in policies for user in policy.source.users}
     networks = [network for client in clients for network in client.networks or ()]
+    networks += (
+        network for policy in policies for network in policy.source.session_networks
+    )
     found: dict[object, ClientKind] = {}
     for address in _addresses(networks):
         for user in (None, *sorted(users)):

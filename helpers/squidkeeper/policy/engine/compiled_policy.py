@@ -202,6 +202,8 @@ class CompiledPolicy:
         if index.reads_bodies:  # whether a body is of git or MCP depends on the method
             self._methods |= {"POST", "DELETE"}
         self.sessions: PolicySessions | None = None
+        if policy.session_networks:
+            self.follow()
         self.every_method = (*sorted(self._methods | BODILESS), _OTHER_METHOD)
         self.own_clients = frozenset(
             client.name for client in policy.clients if client.connections is not None
@@ -284,13 +286,18 @@ class CompiledPolicy:
             lapses,
         )
 
-    def follow(self, sessions: Sessions) -> None:
-        """Have a request belong to the session that is active for it."""
-        from squidkeeper.policy.engine.sessions import (
-            PolicySessions,  # late: few need it
+    def follow(self, sessions: Sessions | None = None) -> None:
+        """Have a request belong to the session that is active for it.
+
+        Without sessions none is active, as for `check`, `explain` and `diff`.
+        """
+        from squidkeeper.policy.engine.sessions import (  # late: few need them
+            NO_SESSIONS,
+            PolicySessions,
         )
 
-        self.sessions = PolicySessions(self.source, sessions, self._logins)
+        active = NO_SESSIONS if sessions is None else sessions
+        self.sessions = PolicySessions(self.source, active, self._logins)
 
     def _check_login(self, request: Request) -> tuple[Decision | None, datetime | None]:
         """Deny a login that the policy does not hold any longer; give also when it

@@ -67,6 +67,36 @@ class Sessions(Protocol):
         """Return the result of a login, one of `LOGIN_RESULTS`."""
 
 
+class NoSessions:
+    """No session is active."""
+
+    have_tokens: Final = False
+
+    def refresh(self) -> None:
+        """Take what has changed, which is nothing."""
+
+    def find(self, client: Host | None, user: str | None, login: str | None) -> None:
+        """Find no session."""
+
+    def numbered(self, number: int) -> None:
+        """Find no session."""
+
+    def stamp_of(self, line: bytes) -> int:  # noqa: ARG002
+        """Return the number that stands for no session."""
+        return 0
+
+    def former(self, client: Host) -> str:  # noqa: ARG002
+        """Know of no former session."""
+        return ""
+
+    def log_in(self, name: str, sha256: str, address: Address | None) -> str:  # noqa: ARG002
+        """Refuse a login."""
+        return "unknown_client"
+
+
+NO_SESSIONS: Final = NoSessions()
+
+
 class PolicySessions:
     """The active sessions, as a policy knows them; `logins` are its clients
     with tokens.
