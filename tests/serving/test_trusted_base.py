@@ -82,26 +82,26 @@ URLS = [
 HELPERS = {
     "acl --scope host": (
         [f"{n} {line} -" for n, line in enumerate(NINE)],
-        68_000,
-        68_000,
+        68_500,
+        68_500,
     ),
     "acl --scope request": (
         [f"{n} {line} -" for n, line in enumerate(URLS)],
-        68_000,
-        88_500,
+        68_500,
+        89_000,
     ),
     "rewrite": (
         [f"https://{h}/simple/x {n}" for h, n in zip(HOSTS, NINE, strict=True)],
-        69_000,
-        77_500,
+        70_500,
+        79_000,
     ),
-    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 75_000, 83_000),
+    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_000, 84_500),
     "meter": (
         [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
-        72_500,
-        72_500,
+        73_000,
+        73_000,
     ),
-    "login": (["1 bot secret 192.0.2.1 -"], 63_000, 63_000),
+    "login": (["1 bot secret 192.0.2.1 -"], 63_500, 63_500),
     "throttle --scope client": (["1 192.0.2.1", "2 192.0.2.2"], 12_500, 12_500),
     "certificate": ([], 14_500, 14_500),
 }
