@@ -119,8 +119,9 @@ import sys
 from pathlib import Path
 from pwd import getpwuid
 from squidkeeper.base.layout import Layout
-from squidkeeper.operate.setup.rendering import named_values, put_rendered, read_templates, read_values, rendered_files
 from squidkeeper.base.squid_account import Account
+from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.rendering import named_values, read_values, rendered_anew
 import msgspec
 
 layout = Layout.of(Path(sys.argv[1]))
@@ -128,10 +129,13 @@ owner = layout.state.stat()
 account = Account(getpwuid(owner.st_uid).pw_name, owner.st_uid, owner.st_gid)
 named = named_values(account, layout, layout.policy, layout.state / "lists").values
 values = msgspec.structs.replace(named, default=read_values(layout).default)
-files = rendered_files(layout, read_templates(layout), values, account)
-put_rendered(files)
-for path in {*layout.parts.iterdir()} - {*files}:
+folder = layout.generation.resolve()
+files = rendered_anew(layout, values, account, folder)
+for path in [*layout.parts.iterdir()]:
     path.unlink()
+for name, file in files.items():
+    if isinstance(file, File):
+        (folder / name).write_bytes(file.content)
 """
 Figures = dict[str, list[dict[str, float]]]  # of each variant, those of each round
 
@@ -654,7 +658,9 @@ def squid(
     (root / "etc/hosts").write_text(
         "".join(f"{address} {' '.join(hosts)}\n" for address, hosts in NAMES.items())
     )
-    with (root / "etc/local.conf").open("a") as local:
+    generation = root / "etc/generations/current"
+    copy = generation if generation.exists() else root / "etc"
+    with (copy / "local.conf").open("a") as local:
         local.write(f"hosts_file {root}/etc/hosts\n{TRUST.format(folder=folder)}\n")
         local.write(f"http_port 127.0.0.1:{port}\n")  # for the exporter
     behind = (
@@ -674,7 +680,7 @@ def squid(
             "proxy_protocol_access allow localhost",
         )
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
-    if (root / "templates").exists():  # an earlier revision has none
+    if (root / "etc/generations").exists():  # an earlier revision has none
         python = (installed / "bin/squidkeeper").resolve().with_name("python")
         subprocess.run([python, "-c", RENDER, root], check=True)
     change(root, variant, folder, port)
@@ -700,11 +706,13 @@ def squid(
 
 def configurations(root: Path) -> list[Path]:
     """List the files of a gateway's Squid, and what they are rendered from."""
-    folders = (root / "templates", root / "etc/squidkeeper.d")
-    return [
+    generation = root / "etc/generations/current"
+    folders = [generation / name for name in (".", "templates", "squidkeeper.d")]
+    found = [
         *(root / "etc").glob("*.conf"),
-        *(file for folder in folders if folder.exists() for file in folder.iterdir()),
+        *(path for folder in folders if folder.exists() for path in folder.iterdir()),
     ]
+    return [*{path.resolve() for path in found if path.is_file()}]
 
 
 @contextmanager

@@ -75,13 +75,13 @@ FETCHED = (
     "*/run/secrets/*.value",
     "*/run/secrets/*.refresh",
 )
-PARENTS = ("*/etc/squidkeeper.d/upstreams.conf", "*/etc/squidkeeper.d/values.json")
+PARENTS = ("*/squidkeeper.d/upstreams.conf", "*/squidkeeper.d/values.json")
 PLACES = (
     "*/etc/policy/secrets/*",
     "*/etc/secrets/*",
     *FETCHED,
-    "*/etc/squidkeeper.d/upstreams.conf",
-    "*/etc/squidkeeper.d/values.json",
+    "*/squidkeeper.d/upstreams.conf",
+    "*/squidkeeper.d/values.json",
 )
 
 

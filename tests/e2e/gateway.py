@@ -26,10 +26,8 @@ from squidkeeper.base.squid_account import Account
 from squidkeeper.operate.setup.configuration import has_own_login, without_login
 from squidkeeper.operate.setup.entries import File
 from squidkeeper.operate.setup.rendering import (
-    put_rendered,
     read_templates,
     read_values,
-    rendered_files,
     template_folder,
 )
 from squidkeeper.policy.policy_store.loading import build_sources, load
@@ -47,6 +45,7 @@ from squidkeeper.serving.rendering import (
 )
 from tests.bare_squid import remove_leftovers
 from tests.conftest import DOCUMENTED, WORKERS
+from tests.generations import add_local_lines, put_rendered
 from tests.waiting import pause, wait_for
 
 from .network import run
@@ -168,8 +167,13 @@ class Gateway:
             *(self.root / "etc").glob("*.*"),
             self.root / "etc/observe/alerts.yaml",
         ]
-        texts += [*self.layout.parts.iterdir(), *self.layout.templates.iterdir()]
-        for file in filter(Path.is_file, texts):
+        folder = self.layout.generation
+        texts += [
+            *folder.iterdir(),
+            *self.layout.parts.iterdir(),
+            *self.layout.templates.iterdir(),
+        ]
+        for file in {path.resolve() for path in texts if path.is_file()}:
             text = file.read_text()
             text = text.replace(Layout.of(prototype).bodies, self.layout.bodies)
             file.write_text(
@@ -195,8 +199,7 @@ class Gateway:
 
     def local_conf(self, *lines: str) -> None:
         """Add lines of the operator's own to Squid's configuration."""
-        with (self.root / "etc/local.conf").open("a") as file:
-            file.writelines(line + "\n" for line in lines)
+        add_local_lines(self.layout, "".join(f"{line}\n" for line in lines))
         if has_own_login("\n".join(lines)):  # as install.sh does
             templates = read_templates(self.layout)
             templates[part_file(Part.LOGIN)] = without_login(
@@ -339,12 +342,7 @@ class Gateway:
             self.start_bodies()
         entry = getpwnam("proxy")
         account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-        files = rendered_files(
-            self.layout, read_templates(self.layout), values, account
-        )
-        for path in {*self.layout.parts.iterdir()} - {*files}:
-            path.unlink()
-        put_rendered(files)
+        put_rendered(self.layout, account, values)
 
     def _render_new_parts(self) -> None:
         """Render what an edit needs and Squid does not have, as the service does within

@@ -10,14 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from squidkeeper.base.squid_account import Account
-from squidkeeper.operate.setup.rendering import (
-    put_rendered,
-    read_templates,
-    rendered_files,
-)
+from squidkeeper.operate.setup.generations import placed
+from squidkeeper.operate.setup.rendering import read_templates
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.rendering import FRAGMENT, Values, expand
 from tests.conftest import WORKERS
+from tests.generations import put_rendered
 from tests.serving.test_rendering import FULL, in_squids_order
 from tests.waiting import wait_for
 
@@ -76,14 +74,15 @@ def put_parts(gateway: Gateway, values: Values) -> None:
     texts = expand(read_templates(layout), values, layout.local.read_text())
     lines = in_squids_order(texts)
     texts[FRAGMENT] = "".join(f"{line.text}\n" for line in lines)
+    folder = layout.generation.resolve()
     for name in (FRAGMENT, layout.logformat.name):
-        (layout.fragment.parent / name).write_text(texts[name])
+        (folder / name).write_text(placed(texts[name], layout, folder))
 
 
 def put_one_file(gateway: Gateway, values: Values) -> None:
     layout, entry = gateway.layout, getpwnam("proxy")
     account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-    put_rendered(rendered_files(layout, read_templates(layout), values, account))
+    put_rendered(layout, account, values)
 
 
 @pytest.mark.skipif(WORKERS in os.environ, reason="one page a worker")

@@ -30,7 +30,8 @@ def in_a_container(gateway: Gateway, tmp_path: Path) -> Iterator[list[int]]:
     copy = tmp_path / "another"
     run("cp", "--archive", gateway.root, copy)
     tmp_path.parent.chmod(0o755)
-    for file in (copy / "etc/squid.conf", copy / "etc/local.conf"):
+    for name in ("squid.conf", "local.conf"):
+        file = copy / "etc/generations/current" / name
         text = file.read_text()
         file.write_text(text.replace(f":{gateway.address[1]}", f":{ANOTHER_PORT}"))
     host = gateway.address[0]

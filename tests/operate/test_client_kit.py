@@ -1595,6 +1595,7 @@ def test_the_proxy_is_haproxy_where_it_takes_the_clients_and_has_to_be_given_wit
         "http_port 127.80.0.1:3129 require-proxy-header\n"
     )
     layout = Layout.of(tmp_path)
+    layout.generation.mkdir(parents=True)
     layout.settings_in_force.write_text(
         "version: 1\nlisten: 192.0.2.1:3129\ntls: {names: auto}\n"
     )

@@ -40,15 +40,25 @@ from squidkeeper.operate.doctor import transparent as doctor_transparent
 from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_json, as_text, examine
 from squidkeeper.operate.doctor.inspection import CHECKS, Found, Inspection, inspect
 from squidkeeper.operate.setup.configuration import Configuration
-from squidkeeper.operate.setup.entries import write_entry
+from squidkeeper.operate.setup.entries import (
+    Entry,
+    File,
+    Folder,
+    read_entry,
+    write_entry,
+)
+from squidkeeper.operate.setup.generations import (
+    folder_of,
+    moved,
+    placed,
+    public_links,
+    put_in_force,
+    with_files,
+    write_generation,
+)
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.processes import InstalledService, InstalledSquid
-from squidkeeper.operate.setup.rendering import (
-    put_rendered,
-    read_templates,
-    rendered_files,
-    template_folder,
-)
+from squidkeeper.operate.setup.rendering import template_folder
 from squidkeeper.policy.policy_store.loading import build_sources, load_sources
 from squidkeeper.policy.policy_store.reload_gate import (
     GateVerdict,
@@ -77,6 +87,7 @@ from squidkeeper.serving.rendering import Values
 from squidkeeper.serving.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from squidkeeper.serving.squid_crashes import note_crash
 from tests.documents.code_tables import render
+from tests.generations import add_local_lines, put_rendered
 from tests.ports import free_port
 from tests.records import record_line
 from tests.valkey_server import GATEWAYS, ValkeyServer
@@ -124,29 +135,38 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
         layout.program.parent,
     ):
         folder.mkdir(parents=True)
-    layout.conf.write_text(ours.squid_conf())
     layout.local.write_text(ours.local_conf())
+    settings = "version: 1\n"
     if ours.transparent:
         layout.dns.write_text(ours.dns())
-        layout.settings_in_force.write_text(
-            f"version: 1\ntransparent: {json.dumps(ours.transparent)}\n"
-        )
+        settings += f"transparent: {json.dumps(ours.transparent)}\n"
+    layout.settings.write_text(settings)
     (layout.policy / "policy.yaml").write_text(POLICY)
     (layout.policy / "secret").write_text("s3cr3t-of-this-test\n")
     (layout.policy / "secret").chmod(0o600)
     layout.webhook.write_text("url: https://hooks.example/secret\nformat: slack\n")
     layout.webhook.chmod(0o640)
     units = {layout.service(name).unit.name: ours.unit(name) for name in BODIES}
-    write_entry(layout.templates, template_folder(ours.templates() | units))
-    layout.parts.mkdir()
+    folder = folder_of(layout, 1)
+    texts = {
+        "squid.conf": placed(ours.squid_conf(), layout, folder),
+        "local.conf": ours.local_conf(),
+        "gateway.yaml": settings,
+    }
+    files: dict[str, Entry] = {
+        name: File(text.encode()) for name, text in texts.items()
+    }
+    files["templates"] = template_folder(ours.templates() | units)
+    files |= {"errors": Folder({}), "squidkeeper.d": Folder({})}
+    write_generation(layout, 1, with_files(Folder({}), files))
+    put_in_force(layout, 1)
+    for path, link in public_links(layout).items():
+        write_entry(path, link)
     keys = frozenset(Part) | needed_keys(
         build_sources(read_sources(layout.policy)).policy
     )
-    put_rendered(
-        rendered_files(layout, read_templates(layout), Values(keys=keys), ACCOUNT)
-    )
+    put_rendered(layout, ACCOUNT, Values(keys=keys))
     layout.own_addresses.write_text("")
-    layout.errors.mkdir()
     layout.signing_cert.write_bytes(ca.certificate)
     layout.signing_key.touch(0o600)
     layout.signing_key.write_bytes(ca.key)
@@ -190,9 +210,8 @@ def etc_files(layout: Layout) -> set[Path]:
 
 
 def add(layout: Layout, text: str) -> None:
-    """Add lines to local.conf."""
-    with layout.local.open("a") as file:
-        file.write(text)
+    """Add lines to local.conf, in force."""
+    add_local_lines(layout, text)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -549,13 +568,14 @@ def edited_settings(layout: Layout) -> None:
 def other_errors(layout: Layout) -> None:
     edit(
         layout.fragment,
-        f"error_directory {layout.errors}",
+        f"error_directory {layout.generation.resolve()}/errors",
         f"error_directory {layout.state}",
     )
 
 
 def include_not(layout: Layout) -> None:
-    edit(layout.conf, f"\ninclude {layout.fragment}\n", "\n")
+    fragment = layout.generation.resolve() / "squidkeeper.conf"
+    edit(layout.conf, f"\ninclude {fragment}\n", "\n")
 
 
 def fragment(layout: Layout) -> Path:
@@ -631,7 +651,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     (
         "rendered-lines-outdated",
-        lambda layout: layout.logformat.unlink(),
+        lambda layout: layout.logformat.resolve().unlink(),
         "it is missing",
     ),
     (
@@ -642,7 +662,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
     (
         "squid-conf-incomplete",
-        lambda layout: layout.logformat.unlink(),
+        lambda layout: layout.logformat.resolve().unlink(),
         "there is no such file",
     ),
     (
@@ -723,7 +743,7 @@ def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None
     )
     add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_is_withheld\n")
     # the lines for a collector, as documented
-    edit(layout.local, "#access_log ", "access_log ")
+    edit(layout.generation / "local.conf", "#access_log ", "access_log ")
     assert found("watched-requests-logged", inspect(layout)) == []
     assert re.findall(r"FATAL.*|Bungled.*", parse(layout.conf)) == []
 
@@ -1491,6 +1511,66 @@ def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
         assert found(code, inspect(layout))
 
 
+def second_generation(layout: Layout, lines: str) -> None:
+    """Have another generation in force than Squid has read."""
+    layout.generation_told.write_text("1\n")
+    former, folder = (folder_of(layout, number) for number in (1, 2))
+    entry = read_entry(former)
+    assert isinstance(entry, Folder)
+    write_generation(layout, 2, moved(entry, former, folder))
+    with (folder / "squid.conf").open("a") as file:
+        file.write(lines)
+    put_in_force(layout, 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "details"),
+    [("via off\n", ["it runs with 1, and 2 is in force"]), ("", [])],
+    ids=["another", "Squid reads the same"],
+)
+def test_a_squid_with_an_older_generation_is_found(
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: str,
+    details: list[str],
+) -> None:
+    code = "generation-not-read"
+    second_generation(layout, lines)
+    assert found(code, inspect(layout)) == [], "none runs"
+    monkeypatch.setattr(InstalledSquid, "pid", lambda _: os.getpid())
+    assert [one.detail for one in found(code, inspect(layout))] == details
+    os.utime(layout.generation, (0, 0), follow_symlinks=False)
+    assert found(code, inspect(layout)) == [], "it has started since"
+
+
+def test_a_rollback_that_holds_is_told(layout: Layout) -> None:
+    code = "generation-rolled-back"
+    second_generation(layout, "")
+    put_in_force(layout, 1)
+    assert found(code, inspect(layout)) == []
+    layout.generation_held.touch()
+    detail = "1 is in force, and 2 is the newest"
+    assert found(code, inspect(layout)) == [Found(detail)]
+    text = doctor("--root", layout.conf.parents[1])[1]
+    assert "Generation in force: 1. Kept: 1, 2." in text
+
+
+@pytest.mark.system
+def test_a_service_with_other_options_than_its_unit_is_found(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = layout.service("exporter").unit
+    waits = ["bash", "-c", "read", "--listen", "1"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE) as process:
+        monkeypatch.setattr(InstalledService, "pid", lambda _: process.pid)
+        unit.write_text("[Service]\nExecStart=/x --listen 1\n")
+        assert found("service-outdated", inspect(layout)) == []
+        unit.write_text("[Service]\nExecStart=/x --listen 2\n")
+        [one] = found("service-outdated", inspect(layout))
+        process.kill()
+    assert one == Found("squidkeeper-exporter", str(unit))
+
+
 @as_root
 def test_a_service_that_is_stopped_does_not_work(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
@@ -1897,7 +1977,7 @@ def test_an_installed_gateway_has_few_directives_and_doctor_counts_them(
         read_sources(REPOSITORY / "policy")
     ).policy  # which a new gateway has
     values = Values(keys=needed_keys(policy))
-    put_rendered(rendered_files(layout, read_templates(layout), values, ACCOUNT))
+    put_rendered(layout, ACCOUNT, values)
     counts = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])[
         "directives"
     ]

@@ -329,6 +329,7 @@ def test_what_options_write_is_read_as_they_say_and_written_once(
 def test_what_differs_from_the_settings_in_force_is_told(tmp_path: Path) -> None:
     layout = Layout.of(tmp_path)
     assert settings_in_force(layout) == settings_of("version: 1\n")
+    layout.generation.mkdir(parents=True)
     layout.settings_in_force.write_text(EVERYTHING)
     former = settings_in_force(layout)
     assert former == settings_of(EVERYTHING)

@@ -113,6 +113,11 @@ class Gateway:
             if path != str(self.place("run/archive.log"))
         }
 
+    def places(self) -> set[str]:
+        """The paths of a snapshot, without those of generations."""
+        generations = f"{self.place('etc/generations')}/"
+        return {path for path in self.snapshot() if not path.startswith(generations)}
+
     def clear(self) -> None:
         """Take it away.
 
@@ -590,7 +595,7 @@ def test_a_dry_run_tells_the_steps_and_changes_nothing(gateway: Gateway) -> None
     )
     assert done.returncode == 0, done.stderr
     steps = re.findall(r"^would +(.*)$", done.stdout, re.MULTILINE)
-    assert f"write {gateway.place('etc/squid.conf')}" in steps
+    assert f"write {gateway.place('etc/generations/current')}" in steps
     assert f"restart Squid, and note it in {gateway.place('applied')}" in steps
     assert f"remove {gateway.place('etc/observe')}" in steps
     assert gateway.snapshot() == before
@@ -967,25 +972,28 @@ def use_another_squid_conf(gateway: Gateway) -> int:
     return port
 
 
+def conf_of(gateway: Gateway) -> str:
+    """The squid.conf, without the number of its generation."""
+    text = gateway.place("etc/squid.conf").read_text()
+    return re.sub(r"/generations/\d+/", "/generations/N/", text)
+
+
 @pytest.mark.long
 def test_a_squid_conf_of_the_operators_is_replaced_in_squid_too(
     gateway: Gateway,
 ) -> None:
-    ours, port = (
-        gateway.place("etc/squid.conf").read_text(),
-        use_another_squid_conf(gateway),
-    )
+    ours, port = conf_of(gateway), use_another_squid_conf(gateway)
     done = gateway.install()
     assert done.returncode == 0, done.stderr
     assert "restarted" in done.stdout
     assert gateway.answers() == "403"
     assert not listens(port)
-    assert gateway.place("etc/squid.conf").read_text() == ours, "on the port as before"
+    assert conf_of(gateway) == ours, "on the port as before"
     gateway.place("etc/squid.conf.before-squidkeeper").unlink()
 
 
 def test_what_squid_was_told_in_between_is_told_anew(gateway: Gateway) -> None:
-    local, port = gateway.place("etc/local.conf"), free_port()
+    local, port = gateway.place("etc/generations/current/local.conf"), free_port()
     kept = local.read_text()
     local.write_text(f"{kept}http_port 127.0.0.1:{port}\n")
     os.kill(gateway.pid, signal.SIGHUP)
@@ -2226,7 +2234,7 @@ def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
         str(gateway.place("etc/squid.conf.previous")),
         str(gateway.place("run/squid.pid")),
     }
-    assert sorted(set(gateway.snapshot()) - set(before) - kept) == []
+    assert sorted(gateway.places() - set(before) - kept) == []
     assert not gateway.place("state/tls").exists()
 
 

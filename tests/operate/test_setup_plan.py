@@ -11,6 +11,7 @@ import pytest
 from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
 from squidkeeper.operate.setup.configuration import MARK
 from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
+from squidkeeper.operate.setup.generations import folder_of, public_links
 from squidkeeper.operate.setup.plan import (
     Plan,
     Present,
@@ -27,13 +28,27 @@ EXPORTER, MAINTENANCE, SECRETS, TLS, EXPORT = (
 )
 CONF = f"{MARK}\nhttp_port 3129 ssl-bump\n"
 OWN = b"192.0.2.1/32\n"
+PAGES = Folder({"ERR_DENIED": File(b"denied\n"), "README": File(b"not a page\n")})
+
+
+def generation(
+    number: int, conf: str = CONF, fragment: bytes = b"", pages: Folder = PAGES
+) -> dict[Path, Entry]:
+    """A generation, and the link to it; its files name its folder."""
+    folder = folder_of(LAYOUT, number)
+    include = f"include {folder}/squidkeeper.conf\n"
+    inside: dict[str, Entry] = {
+        "squid.conf": File(f"{conf}{include}".encode()),
+        "squidkeeper.conf": File(fragment),
+        "errors": pages,
+        "gateway.yaml": File(b"version: 1\n"),
+    }
+    return {folder: Folder(inside), LAYOUT.generation: Link(str(number))}
+
+
 FILES: Mapping[Path, Entry] = {
-    LAYOUT.conf: File(CONF.encode()),
-    LAYOUT.fragment: File(b"fragment\n"),
-    LAYOUT.logformat: File(b"logformat\n"),
-    LAYOUT.errors: Folder(
-        {"ERR_DENIED": File(b"denied\n"), "README": File(b"not a page\n")}
-    ),
+    **generation(1),
+    **public_links(LAYOUT),
     LAYOUT.ca_cert: File(b"root\n"),
     LAYOUT.signing_cert: File(b"certificate\n", owner=(13, 13)),
     LAYOUT.signing_key: File(b"key\n", 0o600, (13, 13)),
@@ -95,6 +110,21 @@ def with_files(**files: Entry) -> Wanted:
             **{getattr(LAYOUT, name): entry for name, entry in files.items()},
         },
     )
+
+
+def with_generation(
+    conf: str = CONF, fragment: bytes = b"", pages: Folder = PAGES
+) -> Wanted:
+    """What is wanted, with a second generation."""
+    second = generation(2, conf, fragment, pages)
+    others = {path: entry for path, entry in FILES.items() if path not in generation(1)}
+    return replace(WANTED, files={**second, **others})
+
+
+SECOND = [
+    (StepKind.PUT, folder_of(LAYOUT, 2)),
+    (StepKind.PUT, LAYOUT.generation),
+]
 
 
 def here(*missing: Path, **files: Entry) -> Present:
@@ -213,12 +243,12 @@ def test_ports_for_clients_without_settings_are_started_after_squid_and_taken_ba
 def test_no_proxy_header_is_sent_to_a_squid_that_takes_none() -> None:
     """Squid would record it as a client's request that is no HTTP."""
     plain, behind = (
-        {**FILES, LAYOUT.conf: File(f"{CONF}# {end}\n".encode())}
+        {**FILES, **generation(number, f"{CONF}# {end}\n")}
         | {
             service.unit: File(f"ExecStart=squidkeeper{end}\n".encode())
             for service in (MAINTENANCE, EXPORTER)
         }
-        for end in ("", " --proxy-header")
+        for number, end in enumerate(("", " --proxy-header"), 1)
     )
     squid = (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)
     asking = [
@@ -419,40 +449,27 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
     ("wanted", "present", "steps"),
     [
         pytest.param(
-            with_files(fragment=File(b"newer\n")),
+            with_generation(fragment=b"newer\n"),
             HERE,
-            [
-                (StepKind.PUT, LAYOUT.fragment),
-                (StepKind.RECONFIGURE_SQUID, LAYOUT.applied),
-            ],
+            [*SECOND, (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)],
             id="a changed fragment reconfigures",
         ),
         pytest.param(
-            with_files(fragment=File(b"fragment\n", 0o600)),
+            with_generation(),
             HERE,
-            [
-                (StepKind.PUT, LAYOUT.fragment),
-                (StepKind.RECONFIGURE_SQUID, LAYOUT.applied),
-            ],
-            id="another mode",
+            SECOND,
+            id="a generation in which Squid reads the same",
         ),
         pytest.param(
-            replace(
-                with_files(conf=File(CONF.replace("3129", "3130").encode())),
-                listen="3130",
-            ),
+            replace(with_generation(CONF.replace("3129", "3130")), listen="3130"),
             HERE,
-            [
-                (StepKind.PUT, PREVIOUS),
-                (StepKind.PUT, LAYOUT.conf),
-                (StepKind.RESTART_SQUID, LAYOUT.applied),
-            ],
+            [*SECOND, (StepKind.RESTART_SQUID, LAYOUT.applied)],
             id="another port restarts",
         ),
         pytest.param(
-            replace(with_files(fragment=File(b"workers 2\n")), workers=2),
+            replace(with_generation(fragment=b"workers 2\n"), workers=2),
             HERE,
-            [(StepKind.PUT, LAYOUT.fragment), (StepKind.RESTART_SQUID, LAYOUT.applied)],
+            [*SECOND, (StepKind.RESTART_SQUID, LAYOUT.applied)],
             id="another number of workers restarts",
         ),
         pytest.param(
@@ -512,7 +529,6 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
             [
                 (StepKind.PUT, PREVIOUS),
                 (StepKind.PUT, LAYOUT.conf),
-                (StepKind.RECONFIGURE_SQUID, LAYOUT.applied),
             ],
             id="an edited squid.conf is kept beside",
         ),
@@ -648,13 +664,10 @@ def test_what_is_replaced_is_kept_as_it_was() -> None:
 
 def test_a_page_is_read_again_and_only_pages_are_hashed() -> None:
     pages = {"ERR_DENIED": File(b"denied\n"), "README": File(b"changed\n")}
-    planned = plan(LAYOUT, with_files(errors=Folder(pages)), HERE)
-    assert noted(StepKind.RECONFIGURE_SQUID, planned) == HERE.squid_told
-    planned = plan(
-        LAYOUT,
-        with_files(errors=Folder({**pages, "ERR_DENIED": File(b"newer\n")})),
-        HERE,
-    )
+    planned = plan(LAYOUT, with_generation(pages=Folder(pages)), HERE)
+    assert summary(planned) == SECOND
+    newer = Folder({**pages, "ERR_DENIED": File(b"newer\n")})
+    planned = plan(LAYOUT, with_generation(pages=newer), HERE)
     assert noted(StepKind.RECONFIGURE_SQUID, planned) != HERE.squid_told
 
 

@@ -92,6 +92,8 @@ class Layout:
     ]
     local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
     errors: Annotated[Path, "/etc/squid/errors/squidkeeper", "etc/errors"]
+    # all that was rendered, a folder each time; the last ones are kept
+    generations: Annotated[Path, "/etc/squid/generations", "etc/generations"]
     # Squid sends it with each leaf
     signing_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/signing.crt"]
     signing_key: Annotated[Path, "/etc/squid/slicer-ca.key", "etc/ca/signing.key"]
@@ -215,9 +217,29 @@ class Layout:
         return self.prefix / "applied"
 
     @property
+    def generation(self) -> Path:
+        """The link to the generation in force."""
+        return self.generations / "current"
+
+    @property
+    def generation_told(self) -> Path:
+        """The number of the generation that Squid was last told to read."""
+        return self.generations / "told"
+
+    @property
+    def generation_telling(self) -> Path:
+        """The number of the generation that Squid is being told to read."""
+        return self.generations / "telling"
+
+    @property
+    def generation_held(self) -> Path:
+        """What the policy needed at a rollback: it holds until that changes."""
+        return self.generations / "held"
+
+    @property
     def settings_in_force(self) -> Path:
         """The settings as the last run of install.sh applied them."""
-        return self.prefix / "applied-gateway.yaml"
+        return self.generation / "gateway.yaml"
 
     @property
     def revision(self) -> Path:
@@ -226,23 +248,15 @@ class Layout:
 
     @property
     def read_by_squid(self) -> tuple[Path, ...]:
-        """What Squid reads when it is reconfigured or started, beside the parts."""
-        ours = (self.conf, self.fragment, self.logformat)
-        return (
-            *ours,
-            self.local,
-            self.signing_cert,
-            self.signing_key,
-            self.program,
-            self.errors,
-        )
+        """What Squid reads when it is reconfigured or started."""
+        return (self.generation, self.signing_cert, self.signing_key, self.program)
 
     @property
     def templates(self) -> Path:
         """The folder of the templates of Squid's configuration, with this gateway's own
         values.
         """
-        return self.prefix / "templates"
+        return self.generation / "templates"
 
     @property
     def rendered(self) -> Path:

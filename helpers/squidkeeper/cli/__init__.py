@@ -44,6 +44,7 @@ GROUPS = {  # what people do, with a line for each command that fits beside its 
     "Operate": {
         "doctor": "Examine an installed gateway",
         "drain": "Send new clients to other gateways",
+        "generation": "List what was rendered for Squid, and go back to it",
         "pull": "Pull the policy from git, or as a signed bundle",
         "export": "Send records to a SIEM",
         "demo": "Show the gateway at work on this machine",

@@ -222,7 +222,9 @@ def _proxy_of(found: ClientOfGateway) -> Proxy:
 
     layout = found.layout
     settings = settings_in_force(layout)
-    listen = settings.listen if settings.tls else listen_of(text_at(layout.conf))
+    listen = (
+        settings.listen if settings.tls else listen_of(text_at(layout.conf.resolve()))
+    )
     if not listen:
         raise InvalidSetting(
             f"{layout.conf} cannot be read, or has no http_port: give --proxy URL"

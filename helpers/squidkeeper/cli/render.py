@@ -83,7 +83,7 @@ def _print_difference(layout: Layout, policy: Path) -> None:
     from squidkeeper.operate.setup.preview import difference
 
     try:
-        lines = [*difference(layout, _account(), policy)]
+        lines = [*difference(layout, account_of_squid(), policy)]
     except (SetupFailed, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     _print(lines or ["Squid's configuration has what the policy needs."])
@@ -127,7 +127,8 @@ def _request(layout: Layout) -> int:
         return 0
 
 
-def _account() -> "Account":
+def account_of_squid() -> "Account":
+    """Return Squid's account; `SetupFailed` where it is unknown."""
     from squidkeeper.base.squid_account import squid_account
 
     account = squid_account()
@@ -147,7 +148,7 @@ def _add(layout: Layout) -> int:
         level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
     )
     try:
-        account = _account()
+        account = account_of_squid()
         # which install.sh holds while it runs
         fcntl.flock(os.open(layout.prefix, os.O_RDONLY), fcntl.LOCK_EX)
         add_parts(layout, account)

@@ -6,7 +6,7 @@ conditions Squid regards the innermost alone.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -152,17 +152,27 @@ class SquidConf:
         )
 
 
-def read_squid_conf(path: Path, macros: Macros) -> SquidConf:
-    """Read a squid.conf and all that it includes.
+def _itself(path: Path) -> Path:
+    return path
+
+
+def read_squid_conf(
+    path: Path, macros: Macros, shown: Callable[[Path], Path] = _itself
+) -> SquidConf:
+    """Read a squid.conf and all that it includes; `shown` gives the path that a file is
+    named by.
 
     OSError where that file cannot be read; other faults are problems.
     """
-    return _Reader(macros, _text_of(path)).read(path)
+    return _Reader(macros, _text_of(path), shown).read(path)
 
 
 class _Reader:
-    def __init__(self, macros: Macros, text: str) -> None:
+    def __init__(
+        self, macros: Macros, text: str, shown: Callable[[Path], Path]
+    ) -> None:
         self._macros = macros
+        self._shown = shown
         self._text = text
         self._conf = SquidConf()
         self._quoted_values = False
@@ -229,26 +239,27 @@ class _Reader:
 
     def _include(self, directive: Directive, pattern: str, depth: int) -> None:
         found = sorted(glob(pattern, root_dir="/", include_hidden=False))
+        what = self._shown(Path(pattern))
         if not found:
             self._complain(
-                directive.place, f"includes {pattern}, and there is no such file"
+                directive.place, f"includes {what}, and there is no such file"
             )
         elif depth > _DEEPEST:
             self._complain(
                 directive.place,
-                f"includes {pattern} more than {_DEEPEST} levels deep, which Squid ignores",
+                f"includes {what} more than {_DEEPEST} levels deep, which Squid ignores",
             )
         for name in found if depth <= _DEEPEST else ():
             path = Path("/", name)
             try:
                 text = _text_of(path)
             except OSError as error:
-                text = f"includes {path}, which cannot be read ({error.strerror})"
+                text = f"includes {self._shown(path)}, which cannot be read ({error.strerror})"
                 self._complain(
                     directive.place, text, denied=isinstance(error, PermissionError)
                 )
             else:
-                self._read_file(path, text, depth)
+                self._read_file(self._shown(path), text, depth)
 
     def _complain(self, place: str, text: str, *, denied: bool = False) -> None:
         self._conf.problems.append(Problem(place, text, denied))

@@ -3,6 +3,7 @@
 Each finder yields a place and a detail, which shows no value.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
@@ -18,6 +19,7 @@ from squidkeeper.operate.doctor.inspection import (
 )
 from squidkeeper.operate.setup import checks
 from squidkeeper.operate.setup.entries import text_at
+from squidkeeper.operate.setup.generations import LOCAL, shown_path
 from squidkeeper.operate.setup.rendering import outdated_files
 from squidkeeper.operate.setup.settings_file import settings_in_force
 from squidkeeper.policy.language.headers import (
@@ -607,8 +609,8 @@ def _two_resolvers(seen: Inspection) -> Iterator[Found]:
     "Remove your error_directory line.",
 )
 def _other_error_pages(seen: Inspection) -> Iterator[Found]:
-    directive = seen.last("error_directory")
-    if directive is None or directive.words[:1] != (str(seen.layout.errors),):
+    directive, shown = seen.last("error_directory"), shown_path(seen.layout)
+    if directive is None or shown(Path(directive.first)) != seen.layout.errors:
         place = directive.place if directive else str(seen.layout.fragment)
         yield Found(f"expected error_directory {seen.layout.errors}", place)
 
@@ -712,10 +714,15 @@ def _outdated_lines(seen: Inspection) -> Iterator[Found]:
 
 @warning(
     "settings-not-applied",
-    "gateway.yaml differs from the settings in force",
+    "gateway.yaml or local.conf differs from what is in force",
     "Run `./install.sh --dry-run`, then `./install.sh`.",
 )
 def _settings_not_applied(seen: Inspection) -> Iterator[Found]:
-    file, applied = seen.layout.settings, seen.layout.settings_in_force
-    if applied.exists() and text_at(file) != text_at(applied):
-        yield Found("it was edited, and not applied", str(file))
+    layout = seen.layout
+    copies = {
+        layout.settings: layout.settings_in_force,
+        layout.local: layout.generation / LOCAL,
+    }
+    for file, copy in copies.items():
+        if os.access(copy, os.R_OK) and text_at(file.resolve()) != text_at(copy):
+            yield Found("it was edited, and not applied", str(file))

@@ -23,6 +23,7 @@ from squidkeeper.base.release import release
 from squidkeeper.operate.doctor import (  # noqa: F401 - their checks are in CHECKS by then
     bodies,
     configuration,
+    generations,
     machine,
     rendering,
     transparent,
@@ -41,6 +42,7 @@ from squidkeeper.operate.doctor.inspection import (
     Inspection,
     warning,
 )
+from squidkeeper.operate.setup.generations import number_in_force, numbers
 from squidkeeper.services.exporter.conditions import CONDITIONS, Condition, Severity
 
 
@@ -263,6 +265,7 @@ def as_text(diagnosis: Diagnosis) -> str:
         ]
     lines += [
         _summary(diagnosis),
+        _generation(diagnosis.layout),
         f"Parts in force: {', '.join(diagnosis.parts) or 'none'}.",
     ]
     if diagnosis.asks_helpers:
@@ -273,6 +276,11 @@ def as_text(diagnosis: Diagnosis) -> str:
             f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}."
         )
     return "\n".join(lines)
+
+
+def _generation(layout: Layout) -> str:
+    kept = ", ".join(map(str, numbers(layout)))
+    return f"Generation in force: {number_in_force(layout)}. Kept: {kept or 'none'}."
 
 
 def _last_deep(last: DeepResult | None) -> str:

@@ -16,6 +16,7 @@ from squidkeeper.base.errors import InvalidPublication, PolicyError
 from squidkeeper.base.layout import Layout, uses_systemd
 from squidkeeper.base.places import revisions_folder
 from squidkeeper.base.squid_account import Account, squid_account
+from squidkeeper.operate.setup.generations import shown_path
 from squidkeeper.operate.setup.options import port_of, reachable
 from squidkeeper.operate.setup.processes import InstalledSquid
 from squidkeeper.operate.setup.settings_file import settings_in_force
@@ -183,7 +184,8 @@ def inspect(layout: Layout) -> Inspection:
     gateway of ours.
     """
     layout.check_installed()
-    conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
+    macros = Macros(layout.squid_service)
+    conf = read_squid_conf(layout.conf, macros, shown_path(layout))
     # which squidkeeper transparent alone uses
     own = (
         layout.transparent_tls,

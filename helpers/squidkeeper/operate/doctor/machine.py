@@ -47,6 +47,7 @@ from squidkeeper.operate.doctor.inspection import (
 from squidkeeper.operate.doctor.listening import foreign_listeners
 from squidkeeper.operate.setup.configuration import CLIENT_SHARE
 from squidkeeper.operate.setup.entries import text_at
+from squidkeeper.operate.setup.generations import PARTS
 from squidkeeper.operate.setup.options import NO_EXPORTER, port_of
 from squidkeeper.operate.setup.processes import InstalledService
 from squidkeeper.operate.setup.sockets import process_listens
@@ -113,7 +114,7 @@ def _secret_files(seen: Inspection) -> Iterator[tuple[Path, str]]:
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
     yield from (
         (path, "passwords of parent proxies")
-        for path in (layout.rendered, layout.parts / "upstreams.conf")
+        for path in sorted(layout.generations.glob(f"[0-9]*/{PARTS}/*"))
     )
     yield layout.webhook, "the URL of the webhook"
     yield from ((path, "a secret of the policy") for path in seen.secret_files)
@@ -311,7 +312,7 @@ def _exposed_files(seen: Inspection) -> Iterator[Found]:
     secrets = seen.layout.secrets.resolve()  # of what fetches
     for path, what in _secret_files(seen):
         if not path.exists() or (
-            path.parent == seen.layout.parts and not _LOGIN.search(text_at(path))
+            path.parent.name == PARTS and not _LOGIN.search(text_at(path))
         ):
             continue
         if problem := _exposed(

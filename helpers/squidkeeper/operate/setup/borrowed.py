@@ -50,7 +50,7 @@ def outline(root: Path | None) -> list[str]:
     written = (
         layout.conf,
         layout.fragment,
-        layout.parts,
+        layout.generations,
         layout.logformat,
         layout.local,
         layout.errors,

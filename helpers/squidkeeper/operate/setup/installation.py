@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,7 @@ from squidkeeper.base.layout import (
 from squidkeeper.base.own_processes import is_own
 from squidkeeper.base.squid_account import account_of, call_as
 from squidkeeper.base.squid_version import squid_version
-from squidkeeper.operate.setup import checks, entries, rendering
+from squidkeeper.operate.setup import checks, entries, generations, rendering
 from squidkeeper.operate.setup.body_services import with_quota_store
 from squidkeeper.operate.setup.ca_files import ca_files
 from squidkeeper.operate.setup.configuration import (
@@ -128,9 +129,13 @@ class Installation:
         self._work = options.work
         stage.name, stage.advices = "directories", _advices(options, layout)
         self._machine = read_machine(layout.root)
-        self._conf = entries.text_at(layout.conf)
+        if not options.dry_run:
+            generations.detach_conf(layout)
+        self._conf = entries.text_at(layout.conf.resolve())
         self._yours = not is_ours(self._conf) and names(self._conf, layout.fragment)
         self._files: dict[Path, entries.Entry] = {}
+        # what was rendered, by its path in the generation
+        self._generation: dict[str, entries.Entry] = {}
         stage.name = "settings"
         self._settings = self._read_settings()
         self._configuration = self._configure()
@@ -364,7 +369,7 @@ class Installation:
                 if isinstance(here, entries.File)
                 else entries.File(text)
             )
-        self._files[layout.settings_in_force] = entries.File(text)
+        self._generation[generations.SETTINGS] = entries.File(text)
         for key, values in differences(settings_in_force(layout), settings):
             say("settings", f"{key}: {values}")
         return settings
@@ -435,7 +440,7 @@ class Installation:
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
         layout, ours, files = self._layout, self._configuration, self._files
-        files[layout.errors] = entries.Folder(
+        self._generation[generations.ERRORS] = entries.Folder(
             {name: _file(text) for name, text in ours.pages().items()}
         )
         with_logformat = self._yours and not names(self._conf, layout.logformat)
@@ -474,21 +479,81 @@ class Installation:
         """Render Squid's configuration, and keep the templates: an edit of the policy
         can need other parts.
         """
-        layout, files, account = self._layout, self._files, self._machine.account
-        templates = self._configuration.templates(with_logformat=with_logformat)
-        if self._configuration.own_login:
+        layout, ours = self._layout, self._configuration
+        templates = ours.templates(with_logformat=with_logformat)
+        if ours.own_login:
             self._values = msgspec.structs.replace(
                 self._values, keys=self._values.keys | {Part.LOGIN}
             )
-        files |= rendering.rendered_files(layout, templates, self._values, account)
-        units = {
-            layout.service(name).unit.name: self._configuration.unit(name)
-            for name in BODIES
-        }
-        files[layout.templates] = rendering.template_folder(templates | units)
+        units = {layout.service(name).unit.name: ours.unit(name) for name in BODIES}
+        self._generation[generations.TEMPLATES] = rendering.template_folder(
+            templates | units
+        )
         self._inspects = self._values.inspects_bodies
-        here = layout.parts.glob("*") if layout.parts.is_dir() else ()
-        self._gone = tuple(path for path in here if path not in files)
+        local = self._local_conf()
+        self._generation[generations.LOCAL] = local
+        self._prepare_generation(templates, local.content.decode(errors="replace"))
+
+    def _local_conf(self) -> entries.File:
+        """Return the operator's lines, as they are put in force."""
+        path = self._layout.local
+        made = self._files.get(path)
+        if isinstance(made, entries.File):
+            return made
+        about = path.stat()
+        mode, owner = stat.S_IMODE(about.st_mode), (about.st_uid, about.st_gid)
+        return entries.File(path.read_bytes(), mode, owner)
+
+    def _prepare_generation(self, templates: Mapping[str, str], own: str) -> None:
+        """Prepare the next generation, or the one in force where nothing differs."""
+        layout, before = self._layout, generations.number_in_force(self._layout)
+        number = generations.next_number(layout)
+        if before is not None:
+            former = generations.folder_of(layout, before)
+            same = self._generation_in(former, templates, own)
+            if entries.as_owned_here(same) == entries.read_entry(former):
+                number = before
+        folder = generations.folder_of(layout, number)
+        self._files |= {
+            folder: self._generation_in(folder, templates, own),
+            layout.generation: entries.Link(str(number)),
+        }
+        links = generations.public_links(layout)
+        self._files |= {
+            path: link
+            for path, link in links.items()
+            if path != layout.conf or not self._yours
+        }
+        self._gone = (
+            layout.generation_held,
+            *generations.outdated(layout, number),
+            *(path for path in _former_places(layout) if os.path.lexists(path)),
+        )
+
+    def _generation_in(
+        self, folder: Path, templates: Mapping[str, str], own: str
+    ) -> entries.Folder:
+        layout, account = self._layout, self._machine.account
+        conf = generations.placed(self._configuration.squid_conf(), layout, folder)
+        files = rendering.rendered_files(
+            layout, templates, self._values, account, own, folder
+        )
+        return generations.with_files(
+            entries.Folder({}),
+            {
+                **self._generation,
+                **files,
+                generations.CONF: _file(conf),
+                generations.VERSION: _file(self._version()),
+            },
+        )
+
+    def _version(self) -> str:
+        """Name the program and the sources: helpers and templates fit each other."""
+        source = self._options.source / "squid"
+        paths = sorted([*source.glob("*.conf"), *source.glob("parts/*.conf")])
+        content = sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+        return f"{self._options.venv.name} {content}\n"
 
     def _say_workers(self) -> None:
         workers = self._configuration.workers
@@ -576,7 +641,8 @@ class Installation:
             self._own_folder("state") / "own-addresses",
         )
         call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
-        files = {
+        pages = {layout.errors: self._generation[generations.ERRORS]}
+        files = pages | {
             path: entry for path, entry in self._files.items() if path != layout.policy
         }
         entries.write_entry(
@@ -738,8 +804,6 @@ class Installation:
         layout, ours = self._layout, self._configuration
         files = self._files = {**self._ca.first, **self._files, **self._ca.last}
         source = self._options.source / "squid"
-        if not self._yours:
-            files[layout.conf] = _file(ours.squid_conf())
         program = self._options.venv / "bin/squidkeeper"
         files[layout.program] = entries.Link(
             os.path.relpath(program, layout.program.parent)
@@ -1023,9 +1087,8 @@ class Installation:
             path: entries.Folder({}, 0o750, owner)
             for path in (layout.access_log.parent, layout.state)
         }
-        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = (
-            entries.Folder({})
-        )
+        by_root = (layout.commands, layout.exports, layout.generations)
+        folders |= dict.fromkeys(by_root, entries.Folder({}))
         folders |= self._folder_of_publisher()
         run = entries.Folder({}, 0o755)
         if not self._machine.systemd:
@@ -1105,6 +1168,9 @@ class Installation:
             layout.observe,
             layout.supervise,
         }
+        number = generations.number_in_force(layout)
+        if number is not None:
+            paths |= {layout.generation, generations.folder_of(layout, number)}
         paths |= {
             layout.local,
             *units,
@@ -1168,11 +1234,7 @@ class Installation:
         """
         layout = self._layout
         told = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
-        paths = (
-            *layout.read_by_squid,
-            *layout.parts.glob("*"),
-            *layout.errors.glob("*"),
-        )
+        paths = (*layout.read_by_squid, *layout.generation.resolve().rglob("*"))
         return any(path.lstat().st_ctime > told for path in paths if path.exists())
 
     def _say_whose_certificates(self) -> None:
@@ -1284,6 +1346,11 @@ def archive_keys(layout: Layout, owner: entries.Owner) -> dict[Path, entries.Fil
         layout.archive_key: entries.File(key.pem, 0o600, owner),
         layout.archive_pub: entries.File(public),
     }
+
+
+def _former_places(layout: Layout) -> tuple[Path, ...]:
+    """List where a gateway had in single files what a generation holds."""
+    return (layout.prefix / "templates", layout.prefix / "applied-gateway.yaml")
 
 
 def _file(text: str) -> entries.File:

@@ -15,6 +15,7 @@ from typing import Final
 from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.operate.setup.configuration import is_ours, listen_of
 from squidkeeper.operate.setup.entries import Entry, File, Folder, Link
+from squidkeeper.operate.setup.generations import CONF, contents_in_force, public_links
 from squidkeeper.operate.setup.options import NO_EXPORTER
 
 
@@ -191,7 +192,8 @@ class _Planner:
             if path not in wanted.gone
         }
         self._after = {**kept, **wanted.files}
-        self._conf = _text(present.files.get(layout.conf))
+        self._read_before = contents_in_force(layout, self._here)
+        self._read_after = contents_in_force(layout, self._after)
         self._notes: list[tuple[str, str]] = []
 
     def plan(self) -> Plan:
@@ -277,8 +279,9 @@ class _Planner:
                     f"yours, which includes {self._layout.fragment}, stays in force",
                 )
             )
-        elif conf in self._here and not is_ours(self._conf):
-            if former in self._here and _text(self._here[former]) != self._conf:
+        elif self._is_foreign:
+            replaced = _content(self._here[conf])
+            if former in self._here and _content(self._here[former]) != replaced:
                 yield from self._keep(former)
             yield from self._put({former: self._here[conf]})
             self._notes.append(
@@ -286,6 +289,13 @@ class _Planner:
             )
         elif self._here.get(conf) != self._wanted.files.get(conf):
             yield from self._keep(conf)
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether squid.conf is neither ours nor a link to a generation."""
+        entry = self._here.get(self._layout.conf)
+        ours = public_links(self._layout)[self._layout.conf]
+        return entry not in (None, ours) and not is_ours(_text(entry))
 
     def _keep(self, path: Path) -> Iterator[SetupStep]:
         return self._put(
@@ -478,17 +488,13 @@ class _Planner:
             yield SetupStep(StepKind.REMOVE, self._layout.ssl_db)
 
     def _changes_what_squid_reads(self) -> bool:
-        parts = {*self._parts(self._here), *self._parts(self._after)}
-        return any(
-            self._after.get(path) != self._here.get(path)
-            for path in (*self._layout.read_by_squid, *parts)
+        names = (
+            self._layout.signing_cert,
+            self._layout.signing_key,
+            self._layout.program,
         )
-
-    def _parts(self, files: Mapping[Path, Entry]) -> list[Path]:
-        return sorted(
-            path
-            for path in files
-            if path.parent == self._layout.parts and path.suffix == ".conf"
+        return self._read_after != self._read_before or any(
+            self._after.get(path) != self._here.get(path) for path in names
         )
 
     def _told(self) -> str:
@@ -496,33 +502,19 @@ class _Planner:
 
         Where an operator's squid.conf is replaced, only the port is known.
         """
-        told, foreign = (
-            self._present.squid_told,
-            self._layout.conf in self._here and not is_ours(self._conf),
-        )
-        return told.split(" ")[0] if foreign else told
+        told = self._present.squid_told
+        return told.split(" ")[0] if self._is_foreign else told
 
     def _squid_reads(self) -> str:
         """Return where Squid listens, and two hashes: of what else only a restart
         changes, and of all it reads.
         """
-        layout, pages = self._layout, self._after.get(self._layout.errors)
-        ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
-        texts = b"".join(
-            _content(entry) for name, entry in ours if name.startswith("ERR_")
-        )
-        read = [
-            layout.conf,
-            layout.fragment,
-            *self._parts(self._after),
-            layout.logformat,
-            layout.local,
-        ]
-        read += filter(None, [layout.squid_dropin])
-        listen = listen_of(_text(self._after.get(layout.conf)))
+        layout, found = self._layout, self._read_after
+        listen = listen_of(found.get(CONF, b"").decode(errors="replace"))
         workers = self._wanted.workers
         number = b"" if workers == 1 else b"%d" % workers
-        rest = self._hash(read, texts + self._content_at(layout.program))
+        others = filter(None, [layout.squid_dropin, layout.program])
+        rest = self._hash(others, b"".join(found[name] for name in sorted(found)))
         return f"{listen} {self._hash((layout.signing_cert,), number)} {rest}"
 
     def _content_at(self, path: Path) -> bytes:

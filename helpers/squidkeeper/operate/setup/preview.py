@@ -11,12 +11,12 @@ from typing import Final
 
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
-from squidkeeper.operate.setup.entries import text_at
+from squidkeeper.operate.setup.entries import File, text_at
+from squidkeeper.operate.setup.generations import VALUES, shown_path
 from squidkeeper.operate.setup.rendering import (
     named_values,
-    read_templates,
     read_values,
-    rendered_files,
+    rendered_anew,
 )
 from squidkeeper.serving.rendering import (
     LADDERS,
@@ -39,11 +39,12 @@ def ladders(layout: Layout) -> Iterator[str]:
 
     OSError where squid.conf cannot be read.
     """
-    conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
+    macros = Macros(layout.squid_service)
+    conf = read_squid_conf(layout.conf, macros, shown_path(layout))
     reasons = {
         (file, line.number): without_numbers(line.reason)
         for file in {*conf.files}
-        for line in read_lines(text_at(file))
+        for line in read_lines(text_at(file.resolve()))
     }
     for name, about in LADDERS.items():
         rungs = [one for one in conf.directives if one.name == name]
@@ -73,10 +74,11 @@ def difference(layout: Layout, account: Account, policy: Path) -> Iterator[str]:
     for problem in named.problems:
         yield f"A parent proxy is left out, as its password is unavailable: {problem}"
     values = merge(read_values(layout), named.values)
-    files = rendered_files(layout, read_templates(layout), values, account)
-    del files[layout.rendered]
-    for path, file in files.items():
-        yield from _changes(path, text_at(path), file.content.decode())
+    folder = layout.generation.resolve()
+    for name, entry in rendered_anew(layout, values, account, folder).items():
+        if isinstance(entry, File) and name != VALUES:
+            path = layout.fragment.parent / name
+            yield from _changes(path, text_at(folder / name), entry.content.decode())
 
 
 def _changes(path: Path, before: str, after: str) -> Iterator[str]:

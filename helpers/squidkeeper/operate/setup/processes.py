@@ -57,7 +57,7 @@ class InstalledSquid:
 
     def _is_started_with_conf(self, process: psutil.Process) -> bool:
         return any(
-            os.path.realpath(argument) == str(self.layout.conf)
+            os.path.realpath(argument) == os.path.realpath(self.layout.conf)
             for argument in process.cmdline()
         )
 

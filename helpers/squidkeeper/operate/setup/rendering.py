@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.formatting import printable
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account, call_as
-from squidkeeper.operate.setup.entries import ROOT, File, Folder, owner_here, text_at
+from squidkeeper.operate.setup.entries import ROOT, Entry, File, Folder, text_at
+from squidkeeper.operate.setup.generations import LOCAL, PARTS, VALUES, placed
 from squidkeeper.policy.language.secret_sources import fetched_secrets
 from squidkeeper.policy.policy_store.loading import build_sources
 from squidkeeper.policy.policy_store.sources import read_sources
@@ -37,6 +37,7 @@ class Named(NamedTuple):
     values: Values
     problems: tuple[str, ...]  # why the password of a parent cannot be read
     fetches: bool  # the policy has secrets that are fetched
+    revision: str  # of the policy
 
 
 def named_values(
@@ -49,7 +50,7 @@ def named_values(
     """
     fetched = layout.run / FOLDER
 
-    def name() -> tuple[str, tuple[str, ...], bool]:
+    def name() -> tuple[str, tuple[str, ...], bool, str]:
         try:
             found = build_sources(read_sources(policy), compiled).policy
         except PolicyError as error:
@@ -57,35 +58,49 @@ def named_values(
                 f"{policy} does not load: `squidkeeper check --policy {policy}` says why"
             ) from error
         values, problems = values_of(found, SecretStore(found.secrets, {}, fetched))
-        return encode_values(values), problems, any(fetched_secrets(found.secrets))
+        fetches = any(fetched_secrets(found.secrets))
+        return encode_values(values), problems, fetches, found.revision
 
-    text, problems, fetches = call_as(account, name, tuple[str, tuple[str, ...], bool])
-    return Named(decode_values(text), tuple(map(printable, problems)), fetches)
+    text, problems, fetches, revision = call_as(
+        account, name, tuple[str, tuple[str, ...], bool, str]
+    )
+    told = tuple(map(printable, problems))
+    return Named(decode_values(text), told, fetches, revision)
 
 
 def rendered_files(
-    layout: Layout, templates: Mapping[str, str], values: Values, account: Account
-) -> dict[Path, File]:
-    """Render templates as files, that of the parent proxies ahead of the one that
-    includes it.
+    layout: Layout,
+    templates: Mapping[str, str],
+    values: Values,
+    account: Account,
+    own: str,
+    folder: Path,
+) -> dict[str, Entry]:
+    """Render templates as the files of the generation in a folder, by their names.
 
-    Squid's account reads what holds passwords.
+    `own` are lines of the operator's. Squid's account reads what holds passwords.
     """
-    secret, folder = (0, account.group), layout.fragment.parent
-    texts = render(templates, values, text_at(layout.local))
-    files = {layout.rendered: File(encode_values(values).encode(), 0o640, secret)}
-    for name, text in sorted(texts.items(), key=lambda item: "/" not in item[0]):
+    secret = (0, account.group)
+    files: dict[str, Entry] = {
+        PARTS: Folder({}),
+        VALUES: File(encode_values(values).encode(), 0o640, secret),
+    }
+    for name, text in render(templates, values, own).items():
         holds = name == PEERS
-        files[folder / name] = File(
-            text.encode(), 0o640 if holds else 0o644, secret if holds else ROOT
+        files[name] = File(
+            placed(text, layout, folder).encode(),
+            0o640 if holds else 0o644,
+            secret if holds else ROOT,
         )
     return files
 
 
-def put_rendered(files: Mapping[Path, File]) -> None:
-    """Write the files, the one that includes another last."""
-    for path, file in files.items():
-        replace(path, file.content, file.mode, owner_here(file.owner))
+def rendered_anew(
+    layout: Layout, values: Values, account: Account, folder: Path
+) -> dict[str, Entry]:
+    """Render the templates of the generation in force for other values."""
+    own = text_at(layout.generation / LOCAL)
+    return rendered_files(layout, read_templates(layout), values, account, own, folder)
 
 
 def template_folder(templates: Mapping[str, str]) -> Folder:
@@ -112,7 +127,12 @@ def read_values(layout: Layout) -> Values:
     """Read the values that Squid's configuration was rendered with; none, where it was
     not.
     """
-    text = text_at(layout.rendered)
+    return read_values_in(layout.generation)
+
+
+def read_values_in(folder: Path) -> Values:
+    """Read the values that a generation was rendered with."""
+    text = text_at(folder / VALUES)
     return decode_values(text) if text else Values()
 
 
@@ -120,9 +140,10 @@ def outdated_files(layout: Layout) -> Iterator[tuple[Path, str]]:
     """List the files that are not as the templates and values in place give them, each
     with what is wrong.
     """
+    folder = layout.generation.resolve()
     try:
         texts = render(
-            read_templates(layout), read_values(layout), text_at(layout.local)
+            read_templates(layout), read_values(layout), text_at(folder / LOCAL)
         )
     except (OSError, ValueError) as error:
         yield (
@@ -131,8 +152,10 @@ def outdated_files(layout: Layout) -> Iterator[tuple[Path, str]]:
         )
         return
     for name, text in texts.items():
-        path = layout.fragment.parent / name
+        path, public = folder / name, layout.fragment.parent / name
         if os.access(path.parent, os.X_OK) and not path.exists():
-            yield path, "it is missing"
-        elif os.access(path, os.R_OK) and path.read_text(errors="replace") != text:
-            yield path, "it differs from what the templates and the policy give"
+            yield public, "it is missing"
+        elif os.access(path, os.R_OK) and path.read_text(errors="replace") != placed(
+            text, layout, folder
+        ):
+            yield public, "it differs from what the templates and the policy give"

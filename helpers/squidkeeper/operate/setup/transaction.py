@@ -28,12 +28,14 @@ from squidkeeper.operate.setup.entries import (
     Entry,
     File,
     Folder,
+    Link,
     give_below,
     give_folder,
     remove,
     text_at,
     write_entry,
 )
+from squidkeeper.operate.setup.generations import number_in_force, sync_below
 from squidkeeper.operate.setup.machine import (
     Machine,
     is_additions,
@@ -200,7 +202,9 @@ class Transaction:
         return []
 
     def _check_squid(self) -> list[str]:
-        if not self._squid.comes_up(port_of(listen_of(text_at(self._layout.conf)))):
+        if not self._squid.comes_up(
+            port_of(listen_of(text_at(self._layout.conf.resolve())))
+        ):
             return [
                 f"Squid does not start with its files any more: read {self._layout.cache_log}"
             ]
@@ -220,7 +224,9 @@ class Transaction:
         except BaseException:  # a full disk, or a signal
             remove(new)
             raise
-        self._set_aside(path, by_link=isinstance(entry, File))
+        self._set_aside(path, by_link=isinstance(entry, File | Link))
+        if path == self._layout.generation:
+            sync_below(self._layout.generations)
         new.rename(path)
 
     def _set_aside(self, path: Path, *, by_link: bool = False) -> None:
@@ -229,8 +235,8 @@ class Transaction:
         aside = _aside(path)
         remove(aside)
         self._touched[path] = os.path.lexists(path)
-        if by_link and path.is_file() and not path.is_symlink():
-            aside.hardlink_to(path)
+        if by_link and (path.is_file() or path.is_symlink()):
+            os.link(path, aside, follow_symlinks=False)
         elif self._touched[path]:
             _move(path, aside)
 
@@ -300,6 +306,8 @@ class Transaction:
         self._put(note, entry)
         # what is written from then on is news to the next run
         os.utime(note, (began, began))
+        number = number_in_force(self._layout)
+        self._put(self._layout.generation_told, File(f"{number}\n".encode()))
         self._say(
             "squid",
             done
@@ -340,7 +348,7 @@ def _put_back(path: Path, *, existed: bool) -> None:
     if not existed:
         remove(path)
     elif os.path.lexists(aside):
-        if path.is_dir() and not path.is_symlink():
-            remove(path)  # a folder cannot be replaced by rename
+        if any(here.is_dir() and not here.is_symlink() for here in (path, aside)):
+            remove(path)  # a folder neither replaces nor is replaced by rename
         aside.replace(path)
         remove(aside)  # a rename between two links to one file does nothing

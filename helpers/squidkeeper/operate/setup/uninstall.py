@@ -24,6 +24,7 @@ from squidkeeper.base.layout import (
 from squidkeeper.operate.setup.checks import faults_of, squid_parses
 from squidkeeper.operate.setup.configuration import is_ours, names
 from squidkeeper.operate.setup.entries import Link, read_entry, remove, text_at
+from squidkeeper.operate.setup.generations import detach_conf
 from squidkeeper.operate.setup.machine import (
     CONFINED,
     close_apparmor,
@@ -39,9 +40,13 @@ _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Squid has it
 def uninstall(layout: Layout) -> None:
     """Remove a gateway, and put back the squid.conf that was there before it."""
     systemd = uses_systemd(layout.root)
-    squid, ours = InstalledSquid(layout, systemd), is_ours(text_at(layout.conf))
+    detach_conf(layout)
+    squid, ours = (
+        InstalledSquid(layout, systemd),
+        is_ours(text_at(layout.conf.resolve())),
+    )
     yours = layout.former_conf if ours else layout.conf
-    if names(text_at(yours), layout.fragment):
+    if names(text_at(yours.resolve()), layout.fragment):
         raise SetupFailed(
             f"{yours} includes {layout.fragment}, which --uninstall removes",
             "take that line out, tell Squid if it runs with it, and run this again",
@@ -118,7 +123,7 @@ def _remove_files(layout: Layout) -> None:
         layout.parts,
         layout.logformat,
         layout.errors,
-        layout.templates,
+        layout.generations,
     )
     kept = (
         layout.state,
@@ -128,7 +133,6 @@ def _remove_files(layout: Layout) -> None:
         layout.run,
         layout.applied,
         layout.ca_choices,
-        layout.settings_in_force,
         layout.revision,
         forced_file(layout.policy),
     )
