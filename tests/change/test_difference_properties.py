@@ -1120,7 +1120,8 @@ def counts_of(
                     quota.name,
                     quota.unit,
                     quota.window,
-                    holder(quota, str(request.client), request.user, decision.rule),
+                    holder(quota, str(request.client), request.user, decision.rule)
+                    or "",
                 )
                 for quota in policy.source.quotas
                 if (decision.allowed or decision.asks)

@@ -107,6 +107,7 @@ class MeteredRequest:
     none.
 
     `worker` is Squid's. Two workers can give the same request ID at the same moment.
+    `session` is the number of the one that asked.
     """
 
     request_id: str
@@ -116,6 +117,7 @@ class MeteredRequest:
     revision: str
     host: str
     worker: str = NONE
+    session: str = NONE
 
     @property
     def held_as(self) -> str:

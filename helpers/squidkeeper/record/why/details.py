@@ -469,8 +469,10 @@ def _quota(record: Record, known: Surroundings) -> Detail:
         user = None if record.user == NONE else record.user
         whose = (
             "HOLDER"
-            if quota.per is Counted.RULE
-            else holder(quota, record.client, user, "")
+            if quota.per in (Counted.RULE, Counted.LABEL)
+            else f"session:{record.session}"
+            if quota.per is Counted.SESSION
+            else holder(quota, record.client, user, "") or "HOLDER"
         )
         facts = {
             "limit": f" ({quota.text})",

@@ -150,6 +150,7 @@ def new_judge(
     turns = DenialTurns(
         limits, lambda due, then: loop.call_later(due - time.monotonic(), then)
     )
+    sessions = Following(options.state)
     pages, pool = Pages(options.layout), ThreadPoolExecutor(_THREADS, "judge")
 
     def new_settler() -> Settler:
@@ -163,6 +164,7 @@ def new_judge(
             policies,
             pages,
             lambda keys: counting.add(0, 0.0, keys),
+            sessions.recorded,
         )
         listen_for_unsent(loop, options.listen, settler)
         return settler
@@ -170,7 +172,6 @@ def new_judge(
     def count(key: Key, seconds: float) -> None:
         counting.add(1, seconds, [key])
 
-    sessions = Following(options.state)
     return BodyJudge(
         policies, pages, turns, pool, count, new_settler, sessions.numbered
     )

@@ -39,6 +39,7 @@ from squidkeeper.policy.engine.quotas import token_quotas
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.language.prices import NO_PRICES, Metering, Prices
 from squidkeeper.policy.language.quotas import UNCOUNTED, Quota, QuotaUnit, shown_amount
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.url import address_host, parse_address
 from squidkeeper.policy.usage.cost import cost_of, dearest_of
 from squidkeeper.policy.usage.forms import form_of
@@ -68,7 +69,7 @@ from squidkeeper.services.bodies.denials import QUOTA, Pages, form_answer, http_
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key, counter_key
 from squidkeeper.serving.helpers.meter import refusal_reason
-from squidkeeper.serving.quotas.counts import QuotaCount, holder
+from squidkeeper.serving.quotas.counts import QuotaCount, held_counts
 from squidkeeper.serving.quotas.meter import Refusal
 from squidkeeper.serving.quotas.reserves import CountedAnswer, Reserves, Used
 from squidkeeper.serving.replies import body_count
@@ -118,7 +119,11 @@ class Metered:
 
 
 class Settler:
-    """Takes reserves, and settles them. `count` counts a denial by a quota."""
+    """Takes reserves, and settles them.
+
+    `count` counts a denial by a quota. `find_session` finds a session by its number,
+    also one that has ended.
+    """
 
     def __init__(
         self,
@@ -127,7 +132,9 @@ class Settler:
         policies: Policies,
         pages: Pages,
         count: Callable[[list[Key]], None],
+        find_session: Callable[[int], Session | None] = lambda _: None,
     ) -> None:
+        self._find_session = find_session
         self._policies = policies
         self._pages = pages
         self._count = count
@@ -188,10 +195,15 @@ class Settler:
         async with self._locks.setdefault(client_network(asked.client), asyncio.Lock()):
             return await asyncio.to_thread(_metered, policy, rule, asked)
 
+    def _session_of(self, request: MeteredRequest) -> Session | None:
+        number = request.session
+        return self._find_session(int(number)) if number.isdecimal() else None
+
     async def _hold(
         self, policy: CompiledPolicy, rule: Rule, metered: Metered
     ) -> Refusal | None:
-        quotas = _quotas(policy, metered.request, rule.name)
+        session = self._session_of(metered.request)
+        quotas = _quotas(policy, metered.request, rule.name, session)
         entry = usage_entry(
             metered.request, datetime.now(UTC), metered.model, metered.reserve
         )
@@ -299,7 +311,8 @@ class Settler:
         settlement = _settlement(
             metered, outcome, policy.source.prices if policy else NO_PRICES, whole=whole
         )
-        beyond = _beyond(policy, metered, _used(settlement.used)) if policy else {}
+        session, used = self._session_of(metered.request), _used(settlement.used)
+        beyond = _beyond(policy, metered, used, session) if policy else {}
         self._thread.submit(
             self._do, lambda: self._count_used(metered, settlement, beyond)
         )
@@ -420,7 +433,10 @@ def _metered(
         asked.revision,
     )
     request = MeteredRequest(
-        *told, recorded_text(_host(asked.url)), recorded_text(asked.worker)
+        *told,
+        recorded_text(_host(asked.url)),
+        recorded_text(asked.worker),
+        NONE if asked.session is None else str(asked.session),
     )
     prices = policy.source.prices
     usage = dearest_of(reserve.usages(), prices)
@@ -429,7 +445,10 @@ def _metered(
 
 
 def _quotas(
-    policy: CompiledPolicy, request: MeteredRequest, rule: str
+    policy: CompiledPolicy,
+    request: MeteredRequest,
+    rule: str,
+    session: Session | None,
 ) -> list[tuple[Quota, str]]:
     """List the quotas that count the tokens of a request, each with whose
     count it is.
@@ -437,15 +456,16 @@ def _quotas(
     address = None
     with suppress(InvalidUrl):
         address = address_host(parse_address(request.client))
-    quotas = token_quotas(
-        policy.source, policy.clients_of(address, token(request.user)), rule
-    )
+    clients = policy.clients_of(address, token(request.user))
+    if session is not None:
+        clients = (*clients, session.role)
+    quotas = token_quotas(policy.source, clients, rule)
     user = None if request.user == NONE else request.user
-    return [(quota, holder(quota, request.client, user, rule)) for quota in quotas]
+    return held_counts(quotas, request.client, user, rule, session)
 
 
 def _beyond(
-    policy: CompiledPolicy, metered: Metered, used: Used
+    policy: CompiledPolicy, metered: Metered, used: Used, session: Session | None
 ) -> dict[QuotaCount, int]:
     """Return how much of each count a request has used beyond its reserve."""
     more = {
@@ -453,10 +473,9 @@ def _beyond(
     }
     if max(more.values()) <= 0:
         return {}
-    counts = (
-        QuotaCount.of(*one)
-        for one in _quotas(policy, metered.request, unquote(metered.request.rule))
-    )
+    rule = unquote(metered.request.rule)
+    held = _quotas(policy, metered.request, rule, session)
+    counts = (QuotaCount.of(*one) for one in held)
     return {count: max(more[count.unit], 0) for count in counts}
 
 

@@ -59,6 +59,7 @@ from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.token_uses import token_uses
+from squidkeeper.serving.sessions.following import Following
 from squidkeeper.serving.tickets.judgement import settle
 from squidkeeper.serving.tickets.store import TicketStore
 
@@ -210,6 +211,7 @@ class Exporter:
                 options.state,
                 self._current,
                 GatewayCounts(options.directory, options.state),
+                Following(options.state).recorded,
             )
             usage = partial(
                 UsageCounter, ledger_file(options.state), current=self._current

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from squidkeeper.base.errors import CountsUnavailable
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.quotas import Quota, QuotaUnit
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.host_judging import clients_of
 from squidkeeper.record.log.record import NONE, Record, is_spliced
@@ -35,18 +36,23 @@ _log = logging.getLogger(__name__)
 
 
 class UsedBytes:
-    """Adds what requests have used to the counts of the quotas in force."""
+    """Adds what requests have used to the counts of the quotas in force.
+
+    `find_session` finds a session by its number, also one that has ended.
+    """
 
     def __init__(
         self,
         state: Path,
         current: Callable[[], CompiledPolicy | None],
         shared: GatewayCounts,
+        find_session: Callable[[int], Session | None] = lambda _: None,
     ) -> None:
         self._counts = LocalCounts(state)
         self._shared = shared
         self._heartbeat = LogHeartbeat(state)
         self._current = current
+        self._find_session = find_session
         self._waiting: dict[QuotaCount, int] = {}
         self._unsent: dict[QuotaCount, int] = {}  # to the store of all gateways
         self._ended: set[str] = set()  # requests that the meter may have held bytes for
@@ -68,10 +74,12 @@ class UsedBytes:
         if record.method == CONNECT and not is_spliced(record):
             return
         rule = unquote(record.rule)
-        clients = clients_of(policy, record)
+        clients, session = clients_of(policy, record), self._session_of(record)
+        if session is not None:
+            clients = (*clients, session.role)
         for quota in policy.source.quotas:
             if quota.unit.is_size and quota.holds_for(clients) and quota.counts(rule):
-                self._add(quota, record, rule)
+                self._add(quota, record, rule, session)
 
     def flush(self) -> None:
         """Add what was counted, and tell the helpers that bytes are counted."""
@@ -124,12 +132,21 @@ class UsedBytes:
             self._shared.add(count, self._unsent[count])
             del self._unsent[count]
 
-    def _add(self, quota: Quota, record: Record, rule: str) -> None:
+    def _session_of(self, record: Record) -> Session | None:
+        number = record.session
+        return self._find_session(int(number)) if number.isdecimal() else None
+
+    def _add(
+        self, quota: Quota, record: Record, rule: str, session: Session | None
+    ) -> None:
         amount = (
             record.request_bytes if quota.unit is QuotaUnit.BYTES_OUT else record.bytes
         )
         user = None if record.user == NONE else record.user
-        count = QuotaCount.of(quota, holder(quota, record.client, user, rule))
+        named = holder(quota, record.client, user, rule, session)
+        if named is None:
+            return
+        count = QuotaCount.of(quota, named)
         if amount > 0 and (
             count in self._waiting or len(self._waiting) < _WAITING_AT_MOST
         ):

@@ -208,7 +208,8 @@ class RequestScope:
             )
         if decision.asks and not decision.allowed and self._open_asking:
             asking = self._open_asking()
-            return asking.deny(reply, tokens, url, decision.rule, self.policy)
+            session = match.facts.session
+            return asking.deny(reply, tokens, url, decision.rule, self.policy, session)
         return reply
 
     def _decide(self, match: HostMatch, url: str) -> Decision:

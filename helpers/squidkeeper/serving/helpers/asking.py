@@ -19,10 +19,11 @@ from squidkeeper.policy.engine import CompiledPolicy, Decision
 from squidkeeper.policy.engine.quotas import ticket_quotas
 from squidkeeper.policy.grant_uses import GrantUses
 from squidkeeper.policy.language.quotas import Quota
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.lines import Reply, parse_tokens
 from squidkeeper.policy.protocol.request import REQUEST_TOKENS, Malformed, parse_request
 from squidkeeper.policy.url import address_host, parse_address
-from squidkeeper.serving.quotas.counts import holder
+from squidkeeper.serving.quotas.counts import held_counts
 from squidkeeper.serving.quotas.meter import Meter
 from squidkeeper.serving.replies import (
     denied_ticket,
@@ -63,17 +64,26 @@ class Asking:
         ] = {}  # by which revision the questions of a machine were settled
 
     def deny(
-        self, denial: Reply, tokens: bytes, url: str, rule: str, policy: CompiledPolicy
+        self,
+        denial: Reply,
+        tokens: bytes,
+        url: str,
+        rule: str,
+        policy: CompiledPolicy,
+        session: Session | None = None,
     ) -> Reply:
         """Add a ticket to a denial, by the first nine tokens of the request as they
-        came; or why it has none.
+        came; or why it has none. `session` is the one that asks.
         """
         asked = _asked(tokens, url)
         if asked is None:
             return denial
         refused: list[Quota] = []
         number = self._ask(
-            asked, rule, policy, lambda: self._admits(asked, rule, policy, refused)
+            asked,
+            rule,
+            policy,
+            lambda: self._admits(asked, rule, policy, session, refused),
         )
         if isinstance(number, NoTicket):
             return no_ticket(denial, number, [quota.name for quota in refused])
@@ -106,6 +116,7 @@ class Asking:
         asked: AskedRequest,
         rule: str,
         policy: CompiledPolicy,
+        session: Session | None,
         refused: list[Quota],
     ) -> bool:
         if not policy.source.quotas:
@@ -113,10 +124,12 @@ class Asking:
         clients = policy.clients_of(
             address_host(parse_address(asked.client)), asked.user or None
         )
+        if session is not None:
+            clients = (*clients, session.role)
         user = recorded_user(asked.user) if asked.user else None
         quotas = ticket_quotas(policy.source, clients, rule)
         refusal = self._meter.take(
-            [(quota, holder(quota, asked.client, user, rule)) for quota in quotas]
+            held_counts(quotas, asked.client, user, rule, session)
         )
         refused += [refusal.quota] if refusal else []
         return refusal is None

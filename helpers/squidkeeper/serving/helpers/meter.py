@@ -41,7 +41,7 @@ from squidkeeper.serving.quotas.counts import (
     LARGEST,
     at_most,
     exactly,
-    holder,
+    held_counts,
     share_of_answer,
 )
 from squidkeeper.serving.quotas.meter import Announced, Meter, Refusal
@@ -90,10 +90,11 @@ class QuotaScope:
         request = parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
         if isinstance(request, Malformed):  # which the policy has denied
             return _uncounted(request, self.policy)
-        quotas = self._quotas(self._matches.find(tokens), rule)
+        match = self._matches.find(tokens)
         user = None if request.user is None else recorded_user(request.user)
         address = request.client.text if request.client else ""
-        counts = [(quota, holder(quota, address, user, rule)) for quota in quotas]
+        quotas = self._quotas(match, rule)
+        counts = held_counts(quotas, address, user, rule, match.facts.session)
         if rest[-1] == _ABOUT_ANSWER:
             found = self._of_answer(counts, rest)
         else:

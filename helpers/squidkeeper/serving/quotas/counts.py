@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
+from urllib.parse import quote
 
 from squidkeeper.base.client_network import client_network
 from squidkeeper.policy.language.quotas import (
@@ -16,6 +17,7 @@ from squidkeeper.policy.language.quotas import (
     Window,
     answer_share,
 )
+from squidkeeper.policy.language.roles import Session
 
 # a lease is at most this part of what is left, so that the last units are given one by
 # one
@@ -138,14 +140,39 @@ def share(limit: int, used: int, asked: int) -> int:
 _EVERYONE: Final = "all"
 
 
-def holder(quota: Quota, address: str, user: str | None, rule: str) -> str:
-    """Name whose count of a quota a request belongs to.
+def held_counts(
+    quotas: Iterable[Quota],
+    address: str,
+    user: str | None,
+    rule: str,
+    session: Session | None,
+) -> list[tuple[Quota, str]]:
+    """List the quotas that count a request, each with whose count it is."""
+    counts = ((quota, holder(quota, address, user, rule, session)) for quota in quotas)
+    return [(quota, named) for quota, named in counts if named is not None]
+
+
+def holder(
+    quota: Quota,
+    address: str,
+    user: str | None,
+    rule: str,
+    session: Session | None = None,
+) -> str | None:
+    """Name whose count of a quota a request belongs to; None where it has none.
 
     `user` is the proxy user as the access log has it, in percent-encoding: who logs in
-    has one count, from whichever address. None without a login.
+    has one count, from whichever address. None without a login. A session counts by its
+    number, which no other one ever has, and by a label that it has.
     """
     match quota.per:
-        case Counted.CLIENT | Counted.SESSION | Counted.LABEL:
+        case Counted.SESSION:
+            return None if session is None else f"session:{session.number}"
+        case Counted.LABEL:
+            label = quota.label or ""
+            value = None if session is None else session.labels.get(label)
+            return None if value is None else f"label:{label}={quote(value, safe='')}"
+        case Counted.CLIENT:
             return client_network(address) if user is None else f"user:{user}"
         case Counted.RULE:
             return f"rule:{rule}"

@@ -42,6 +42,11 @@ class Following:
         with self._lock:
             return self._found().numbered(number)
 
+    def recorded(self, number: int) -> Session | None:
+        """Find a session by its number, also one that has ended; as `numbered`."""
+        with self._lock:
+            return self._found().recorded(number)
+
     def _found(self) -> SessionIndex:
         from squidkeeper.serving.sessions.index import SessionIndex  # late: few need it
 

@@ -133,6 +133,20 @@ class SessionIndex:
         active = self._by_number.get(number)
         return active.session if active else None
 
+    def recorded(self, number: int) -> Session | None:
+        """Find a session by its number, also one that has ended, for the record."""
+        known = self.numbered(number)
+        if known is not None:
+            return known
+        query = f"SELECT {COLUMNS} FROM sessions WHERE number = ?"  # noqa: S608 - of this module
+        try:
+            row = self._file.read(
+                lambda database: database.execute(query, (number,)).fetchone()
+            )
+            return None if row is None else _session(session_row(row))
+        except _FAULTS:
+            return None
+
     def stamp_of(self, line: bytes) -> int:
         """Return a number for what `find` finds for a line that begins by client and
         user: another one after each change of that.
@@ -356,10 +370,15 @@ def _changed(database: sqlite3.Connection, since: int) -> Iterator[SessionRow]:
     return map(session_row, database.execute(query, values))
 
 
-def _active(row: SessionRow, at: TimeNow) -> _Active:
+def _session(row: SessionRow) -> Session:
     values = {intern(name): texts for name, texts in row.variables.items()}
+    labels = {intern(name): intern(text) for name, text in row.labels.items()}
+    return Session(row.number, row.name, intern(row.role), values, row.change, labels)
+
+
+def _active(row: SessionRow, at: TimeNow) -> _Active:
     return _Active(
-        Session(row.number, row.name, intern(row.role), values, row.change),
+        _session(row),
         row.network,
         row.token_sha256,
         row.ends,
