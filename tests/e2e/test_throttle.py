@@ -345,12 +345,10 @@ def rules_for_ipv6(port: int) -> Iterator[None]:
     [rules] = re.findall(
         r"^table inet squidkeeper_ipv6 \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL
     )
-    run(
-        "nft",
-        rules.replace("dport 3129", f"dport {port}").replace(
-            "over 2048", f"over {KEPT}"
-        ),
-    )
+    for said, meant in (("3129", f"{port}"), ("over 2048", f"over {KEPT}")):
+        assert rules.count(said) == 1
+        rules = rules.replace(said, meant)
+    run("nft", rules)
     try:
         yield
     finally:
