@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.base.places import revisions_folder
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.secret_sources import SessionSource
@@ -70,7 +71,7 @@ def run_sessions(
         signal.signal(number, lambda *_: sys.exit(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it holds secrets
     policy: PolicyReader[CompiledPolicy] = PolicyReader(
-        options.directory, options.state / "revisions", lambda compiled: compiled
+        options.directory, revisions_folder(options.state), lambda compiled: compiled
     )
     policy.start()
     store = SessionStore(options.folder)
