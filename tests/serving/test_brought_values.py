@@ -35,7 +35,10 @@ defaults: {watch_secrets: true}
 session_networks: [10.20.0.0/16]
 roles: {agent: {ttl: 8h}}
 rules: [{name: agents, action: allow, clients: [agent], hosts: [a.example, q.example, s.example]}]
-secrets: {git: {session: true}, id: {session: true}, shared: {file: shared}}
+secrets:
+  git: {session: true, hosts: [a.example, q.example, s.example]}
+  id: {session: true, hosts: [s.example]}
+  shared: {file: shared}
 credentials:
   - {name: git, clients: [agent], hosts: [a.example], paths: [/git/**], basic: {username: x, password: git}}
   - {name: both, clients: [agent], hosts: [a.example], paths: [/both/**], headers: {X-Api-Key: "{git}:{shared}"}}
