@@ -64,8 +64,13 @@ class Machine:
     def __init__(self, gateway: Gateway, home: Path) -> None:
         self.home = home
         variables = gateway_variables(gateway, "--proxy", f"http://{gateway.authority}")
+        # tests/conftest.py has pip install from a folder alone
         self._environment = {
-            **clean(),
+            **{
+                key: value
+                for key, value in clean().items()
+                if not key.startswith("PIP_")
+            },
             **{
                 key: str(gateway.ca) if value.endswith(".crt") else value
                 for key, value in variables.items()
