@@ -284,9 +284,15 @@ def test_squid_without_descriptors(new_gateway: NewGateway, origins: Origins) ->
         failed="no origin can be reached",
     )
     with under_load(gateway, origins, fault) as load:
-        with ExitStack() as idle, pytest.raises(TimeoutError):  # noqa: PT012 - one of many is not taken
-            for _ in range(400):
-                idle.enter_context(socket.create_connection(gateway.address, 1))
+        with ExitStack() as idle:
+            with pytest.raises(TimeoutError):  # noqa: PT012 - one of many is not taken
+                for _ in range(400):
+                    idle.enter_context(socket.create_connection(gateway.address, 1))
+            # a slow Squid has yet to take those that wait
+            wait_for(
+                lambda: "running out of filedescriptors" in gateway.cache_log(),
+                "Squid to be without descriptors",
+            )
         load.at_least(30)
     answers(gateway, "http://open.example/after", 200)
     assert "no-descriptors" in gateway.command("why", *gateway.places).stdout
