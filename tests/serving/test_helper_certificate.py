@@ -321,6 +321,7 @@ certificate.run(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.system
 @pytest.mark.long
 def test_a_program_that_is_stuck_ends_after_ten_seconds_and_says_where(
     tmp_path: Path,
