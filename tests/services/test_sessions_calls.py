@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from squidkeeper.policy.policy_store.revisions import RevisionWriter
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.serving.parts import needed_keys
-from squidkeeper.serving.sessions.store import SessionRow, SessionStore
+from squidkeeper.serving.sessions.store import FILE, SessionRow, SessionStore
 
 from ..conftest import write_policy
 from ..waiting import wait_for
@@ -512,7 +513,9 @@ def test_an_orchestrator_has_a_bound_of_sessions(service: Service) -> None:
     refused = service.put("vm-2", asked, OTHER_UID)
     assert (refused.status, refused.code) == (429, "too-many-sessions")
     assert service.put("vm-1", asked, OTHER_UID).status == 200
-    assert service.delete("vm-0", OTHER_UID).status == 204
+    ended = service.delete("vm-0", OTHER_UID)
+    assert ended.status == 200
+    assert "tunnel-outdated" in ended.body["note"], "it has no address"
     assert service.put("vm-2", asked, OTHER_UID).status == 201
 
 
@@ -581,7 +584,7 @@ def test_sessions_are_listed_in_pages_and_by_label(service: Service) -> None:
     assert [one["name"] for one in odd] == ["vm-1", "vm-3"]
     both = service.call("GET", "/v1/sessions?label=task=1&label=n=3").body["sessions"]
     assert [one["name"] for one in both] == ["vm-3"]
-    assert service.call("DELETE", "/v1/sessions?label=task=0").status == 204
+    assert service.call("DELETE", "/v1/sessions?label=task=0").status == 200
     left = service.call("GET", "/v1/sessions").body["sessions"]
     assert [one["name"] for one in left] == ["vm-1", "vm-3"]
 
@@ -841,6 +844,21 @@ def test_sessions_survive_a_kill_and_secrets_a_restart(own_service: Service) -> 
     assert shown["state"] == "secrets-missing"
     assert shown["reason"] == "give these again: github"
     assert service.put("vm", asked).body["state"] == "active"
+
+
+def test_a_session_that_ended_long_ago_is_forgotten(own_service: Service) -> None:
+    service = own_service
+    for name in ("old", "new"):
+        service.put(name, CODING)
+        service.delete(name)
+    service.end()
+    file = sqlite3.connect(service.folder / FILE, autocommit=True)
+    with closing(file):
+        days = time.time() - 91 * 86_400
+        file.execute("UPDATE sessions SET ended = ? WHERE name = 'old'", (days,))
+    service.start()
+    wait_for(lambda: service.get("old").status == 404, "the time thread")
+    assert service.get("new").body["state"] == "ended"
 
 
 def test_a_kill_in_the_middle_of_calls_leaves_whole_sessions_alone(

@@ -319,7 +319,9 @@ def end(
     query = urlencode([("label", label) for label in labels])
     where = _of_session(name) if name else f"{_SESSIONS}?{query}"
     ended, _ = _service(root, socket).call("DELETE", where)
-    if ended:
+    if ended and "note" in ended:
+        click.echo(f"ended; {ended['note']}")
+    if ended and (ended.get("problem") or ended["left"]):
         why = ended.get("problem") or f"{ended['left']} connections could not be cut"
         raise Failed(f"ended, and requests are denied; {why}")
 

@@ -13,8 +13,14 @@ import click
 
 from squidkeeper.base.errors import ListenFailed
 from squidkeeper.cli.exporter import Address
-from squidkeeper.cli.helper_options import path_option, policy_option, state_option
+from squidkeeper.cli.helper_options import (
+    path_option,
+    policy_option,
+    shown_option,
+    state_option,
+)
 from squidkeeper.cli.options import DEFAULT_LAYOUT, file_option
+from squidkeeper.record.archive import KEEP_DAYS
 
 if TYPE_CHECKING:
     from squidkeeper.operate.client_kit.environment import Proxy
@@ -54,6 +60,13 @@ _PORT: Final = 3129
     metavar="URL",
     help="The proxy's URL for clients. [default: this machine's address, port 3129]",
 )
+@shown_option(
+    "--keep-days",
+    metavar="N",
+    type=click.IntRange(1, 36_500),
+    default=KEEP_DAYS,
+    help="Forget sessions that ended earlier, as the archive forgets their requests.",
+)
 def sessions(
     directory: Path,
     state: Path,
@@ -64,6 +77,7 @@ def sessions(
     access_log: Path,
     listen: tuple[tuple[str, int], ...],
     proxy: str | None,
+    keep_days: int,
 ) -> None:
     """Serve the calls that make sessions, on a Unix socket, until SIGTERM.
 
@@ -91,6 +105,7 @@ def sessions(
         audit_log=audit_log,
         access_log=access_log,
         listeners=tuple(Listener(*place) for place in listen),
+        keep_days=keep_days,
     )
     try:
         run_sessions(options, partial(_client_side, given))

@@ -419,6 +419,8 @@ class Configuration:
         host = self.listen.rpartition(":")[0].strip("[]")
         if host and not ip_address(host).is_unspecified:
             yield f"--proxy http://{self.listen}"
+        if self.archive_days:
+            yield f"--keep-days {self.archive_days}"
 
     def _maintenance_options(self) -> Iterator[str]:
         if self.log_bytes not in ("", "auto"):

@@ -283,7 +283,7 @@ def _kept(kept: Kept, status: int = 200) -> CallAnswer:
 
 def _ended(ended: SessionsEnded) -> CallAnswer:
     facts = {"ended": _numbers(ended), "left": ended.left}
-    if not ended.left and ended.problem is None:
+    if not ended.left and ended.problem is None and ended.note is None:
         return CallAnswer(204, facts=facts)
     return _json(ended, facts)
 

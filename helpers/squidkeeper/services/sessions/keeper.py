@@ -64,6 +64,10 @@ _CUT_AGAIN_SECONDS: Final = 2.2  # before an address can be used again
 _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
 _A_SECOND: Final = 1.0
+_NOTE: Final = (
+    "connections of a session without an address are not cut: each new request in them is denied"
+    " (tunnel-outdated), and what is under way goes on"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +246,10 @@ class SessionKeeper:
         if over or again:
             self._around.cut([*over, *again])
 
-    def count_by_role(self) -> dict[str, int]:
-        """Count the active sessions of each role."""
-        counts: dict[str, int] = {}
-        with self._lock:
-            for row in self._active.values():
-                counts[row.role] = counts.get(row.role, 0) + 1
-        return counts
+    def forget(self, before: float) -> None:
+        """Forget the sessions that ended before a time."""
+        with _told_store():
+            self._store.purge(before)
 
     def row_of(self, caller: Orchestrator, name: str) -> SessionRow:
         """Find a session of the caller; `CallRefused` where there is none."""
@@ -357,6 +358,7 @@ class SessionKeeper:
             )
         if changed.network != row.network:
             self._leave(row)
+            self._cut_later(row)
         return self._take(changed)
 
     def _is_same(self, row: SessionRow, asked: SessionAsked) -> bool:
@@ -417,6 +419,9 @@ class SessionKeeper:
         self._secrets.remove(row.number)
         self._active.pop(row.name, None)
         self._leave(row)
+        self._cut_later(row)
+
+    def _cut_later(self, row: SessionRow) -> None:
         self._cut_again.append((time.monotonic() + _CUT_AGAIN_SECONDS, row))
 
     def _leave(self, row: SessionRow) -> None:
@@ -460,6 +465,7 @@ class SessionKeeper:
             ended=[SessionEnded(name=row.name, number=row.number) for row in rows],
             left=cut.left,
             problem=cut.problem or None,
+            note=_NOTE if any(row.network is None for row in rows) else None,
         )
 
     def _listed(

@@ -421,6 +421,9 @@ class SessionsEnded(BaseModel):
     problem: str | None = Field(
         default=None, description="Why nothing is known of their connections."
     )
+    note: str | None = Field(
+        default=None, description="What the end of a session without an address is."
+    )
 
 
 class SessionListed(BaseModel):

@@ -41,6 +41,8 @@ SOCKET: Final = "api.sock"
 SECRETS: Final = "secrets"
 _CHECK_EVERY_SECONDS: Final = 0.2
 _ALIVE_EVERY_SECONDS: Final = 5.0  # WatchdogSec= of the unit is longer
+_FORGET_EVERY_SECONDS: Final = 3600.0
+_DAY_SECONDS: Final = 86_400.0
 _SECRETS_MODE: Final = 0o750  # Squid's group reads them
 _log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class SessionsOptions:
     audit_log: Path
     access_log: Path
     listeners: tuple[Listener, ...]  # where clients connect to
+    keep_days: int  # sessions that have ended
 
 
 def run_sessions(
@@ -95,7 +98,8 @@ def run_sessions(
         _reports(options, lambda: _in_force(policy.current)),
     )
     server = serve(application, bind(options.run / SOCKET))
-    threading.Thread(target=_check, args=(keeper,), name="time", daemon=True).start()
+    follow_time = partial(_check, keeper, options.keep_days * _DAY_SECONDS)
+    threading.Thread(target=follow_time, name="time", daemon=True).start()
     notify(READY)
     server.run()
 
@@ -152,13 +156,18 @@ def _cut(listeners: Sequence[Listener], rows: Sequence[SessionRow]) -> Cut:
     return cut(networks, listeners) if networks else Cut()
 
 
-def _check(keeper: SessionKeeper) -> None:
-    """End what is over. A store that cannot be written is tried again."""
-    told = alive = 0.0
+def _check(keeper: SessionKeeper, kept_seconds: float) -> None:
+    """End what is over, and forget what ended long ago. A store that cannot be written
+    is tried again.
+    """
+    told = alive = forgot = -_FORGET_EVERY_SECONDS
     while True:
         now = time.monotonic()
         try:
             keeper.check()
+            if now - forgot > _FORGET_EVERY_SECONDS:
+                keeper.forget(time.time() - kept_seconds)
+                forgot = now
         except CallRefused as error:
             if now - told > 60:
                 _log.error("sessions cannot be ended: %s", error)

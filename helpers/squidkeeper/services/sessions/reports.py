@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
@@ -22,7 +22,7 @@ from squidkeeper.policy.language.model import Credential, Rewrite, Rule
 from squidkeeper.policy.language.quotas import Counted, Quota
 from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.url import address_host
-from squidkeeper.record.log.record import NONE, Record, parse_record
+from squidkeeper.record.log.record import Record, parse_record
 from squidkeeper.serving.quotas.local_counts import FOLDER
 from squidkeeper.serving.sessions.store import SessionRow
 
@@ -171,8 +171,9 @@ class LastDenials:
     def of(self, row: SessionRow) -> dict[str, Any]:
         """Tell the last denials of a session, the newest first."""
         found: deque[dict[str, Any]] = deque(maxlen=_DENIALS_AT_MOST)
+        number = str(row.number)
         for record in self._records():
-            if record.verdict == "deny" and _is_of(record, row):
+            if record.verdict == "deny" and record.session == number:
                 found.append(_denial(record))
         return {
             "session": row.name,
@@ -194,23 +195,6 @@ class LastDenials:
                 yield parse_record(line)
             except InvalidRecord:
                 continue
-
-
-def _is_of(record: Record, row: SessionRow) -> bool:
-    began = datetime.fromtimestamp(row.created, UTC).isoformat(timespec="milliseconds")
-    if record.time[:19] < began[:19]:
-        return False
-    if row.token_sha256:
-        return unquote(record.user) == row.name
-    try:
-        address = ip_address(record.client)
-    except ValueError:
-        return False
-    return (
-        record.user == NONE
-        and row.network is not None
-        and address in ip_network(row.network)
-    )
 
 
 def _denial(record: Record) -> dict[str, Any]:

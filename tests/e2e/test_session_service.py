@@ -1,0 +1,376 @@
+"""Sessions as programs make them, by the service, on a real Squid."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.waiting import pause, wait_for
+
+from .curl import CurlFailed, clean, curl
+from .expect import allowed, denied
+from .gateway import Gateway, NewGateway
+from .origin import Origins, Stream
+from .raw import Raw, tunnel
+from .reply import parse_head
+
+VM, OTHER = "127.0.0.13", "127.0.0.12"
+SECRET, NEW_SECRET, OTHERS_SECRET = (
+    f"value-that-{name}-brings-0123456789" for name in ("a-session", "a-patch", "other")
+)
+POLICY = """
+version: 1
+session_networks: [127.0.0.8/29]
+clients:
+  office: {networks: [127.0.0.1/32]}
+roles:
+  agent: {variables: {repo: {type: path, pattern: "[a-z0-9-]+/[a-z0-9._-]+"}}}
+  writer: {ttl: 1h}
+rules:
+  - {name: clone, action: allow, clients: [agent], hosts: [git.example], paths: ["/{session.repo}/**"]}
+  - {name: read, action: allow, clients: [agent, writer, office], hosts: [docs.example]}
+  - {name: write, action: allow, clients: [writer], hosts: [upload.example]}
+  - {name: few, action: allow, clients: [agent], hosts: [few.example]}
+secrets: {key: {session: true, hosts: [git.example]}}
+credentials:
+  - {name: git, clients: [agent], hosts: [git.example], paths: ["/{session.repo}/**"], bearer: key}
+quotas:
+  - {name: few, per: session, clients: [agent], rules: [few], requests: 3, every: hour}
+"""
+SETTINGS = "version: 1\norchestrators: {local: {roles: [agent, writer]}}\n"
+STREAM = Stream(events=(b"data: event\n\n",) * 3000, pause=0.1)
+DOCS, UPLOAD, FEW = (f"https://{name}.example/" for name in ("docs", "upload", "few"))
+GONE_SECONDS = 2.1  # Squid keeps an answer about an address that long
+
+
+@dataclass(frozen=True)
+class Answered:
+    status: int
+    body: Any
+    etag: str | None
+
+
+class Service:
+    """The process that makes the sessions of a gateway, with Squid's group."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway, self.layout = gateway, gateway.layout
+        self.layout.sessions_settings.write_text(SETTINGS)
+        for folder, mode in (
+            (self.layout.sessions, 0o2750),
+            (self.layout.sessions_run, 0o755),
+            (self.layout.sessions_audit.parent, 0o750),
+        ):
+            folder.mkdir(exist_ok=True)
+            shutil.chown(folder, group="proxy")
+            folder.chmod(mode)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        layout = self.layout
+        options = {
+            "--policy": layout.policy,
+            "--state": layout.state,
+            "--sessions": layout.sessions,
+            "--run": layout.sessions_run,
+            "--config": layout.sessions_settings,
+            "--audit-log": layout.sessions_audit,
+            "--access-log": layout.access_log,
+            "--listen": self.gateway.authority,
+            "--proxy": f"http://{self.gateway.authority}",
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        account = ("setpriv", "--pdeathsig", "KILL", "--regid", "proxy")
+        command = [*account, "--clear-groups", f"{self.gateway.root}/bin/squidkeeper"]
+        with (self.gateway.root / "log/sessions.log").open("ab") as out:
+            self.process = subprocess.Popen(
+                [*command, "sessions", *words], stdout=out, stderr=out
+            )
+        wait_for(self.answers, "the service of sessions")
+
+    def answers(self) -> bool:
+        assert self.process
+        told = self.gateway.root / "log/sessions.log"
+        assert self.process.poll() is None, told.read_text()
+        try:
+            return self.call("GET", "/v1/openapi.json").status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(60)
+
+    def call(
+        self, method: str, where: str, body: object = None, match: str = ""
+    ) -> Answered:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(60)
+        with closing(connection):
+            connection.sock.connect(str(self.layout.sessions_socket))
+            data = None if body is None else json.dumps(body)
+            headers = {"If-Match": match} if match else {}
+            connection.request(method, where, data, headers)
+            answer = connection.getresponse()
+            read = answer.read()
+        return Answered(
+            answer.status, json.loads(read) if read else None, answer.headers["ETag"]
+        )
+
+    def put(self, name: str, role: str = "agent", **more: object) -> dict[str, Any]:
+        if role == "agent":
+            more = {"variables": {"repo": "acme/app"}, **more}
+        answer = self.call("PUT", f"/v1/sessions/{name}", {"role": role, **more})
+        assert answer.status == 201, answer
+        made: dict[str, Any] = answer.body
+        return made
+
+    def delete(self, name: str) -> Answered:
+        return self.call("DELETE", f"/v1/sessions/{name}")
+
+    def secret_file(self, number: int) -> Path:
+        return self.layout.sessions_run / "secrets" / str(number)
+
+
+@pytest.fixture(scope="module")
+def started(new_gateway: NewGateway) -> Iterator[Service]:
+    gateway = new_gateway(POLICY)
+    for value in (SECRET, NEW_SECRET, OTHERS_SECRET):
+        gateway.remember(value)  # it is searched for in all files of this run
+    service = Service(gateway)
+    gateway.start()
+    try:
+        service.start()
+        yield service
+    finally:
+        service.kill()
+        shutil.rmtree(gateway.layout.sessions_run)
+
+
+@pytest.fixture
+def service(started: Service) -> Iterator[Service]:
+    yield started
+    started.call("PUT", "/v1/sessions", {"sessions": []})
+
+
+@pytest.fixture
+def gateway(started: Service) -> Gateway:
+    return started.gateway
+
+
+def outcome(gateway: Gateway, url: str, client: str = VM) -> object:
+    """Return the rule of a denial, or the status; that of a refused CONNECT."""
+    try:
+        reply = curl(gateway, url, client=client)
+    except CurlFailed as error:
+        return int(str(error).rpartition("response ")[2].strip())
+    return reply.rule or reply.status
+
+
+def is_ended(raw: Raw) -> bool:
+    while raw.is_answered():
+        if not raw.receive():
+            return True
+    return False
+
+
+def test_the_first_request_after_the_answer_has_the_sessions_rights_and_secret(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    own = "https://git.example/acme/app/info"
+    assert outcome(gateway, own) == "session-required"
+    made = service.put("vm", address=VM, secrets={"key": SECRET})
+    seen = allowed(gateway, origins, own, "clone", client=VM)
+    assert seen.values("Authorization") == [f"Bearer {SECRET}"]
+    before = len(origins.seen)
+    assert outcome(gateway, "https://git.example/acme/other/info") == "default"
+    assert origins.seen[before:] == []
+    denied(gateway, origins, UPLOAD, "default", client=VM)
+    seen = allowed(gateway, origins, DOCS, "read", client=VM)
+    assert SECRET not in str(seen.headers)
+    assert f"{made['number']}" in {line["session"] for line in gateway.log()}
+
+
+def test_each_session_has_its_own_secret_and_none_has_anothers(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    own = "https://git.example/acme/app/info"
+    service.put("one", address=VM, secrets={"key": SECRET})
+    service.put("two", address=OTHER, secrets={"key": OTHERS_SECRET})
+    for client, value in ((VM, SECRET), (OTHER, OTHERS_SECRET)) * 2:
+        seen = allowed(gateway, origins, own, "clone", client=client)
+        assert seen.values("Authorization") == [f"Bearer {value}"]
+    denied(gateway, origins, own, "default", client="127.0.0.1")
+    service.delete("two")
+    service.put("three", address=OTHER)  # it brings none
+    before = len(origins.seen)
+    assert outcome(gateway, own, OTHER) != 200
+    assert origins.seen[before:] == []
+
+
+def test_a_token_that_the_service_makes_logs_in_by_the_env_of_the_answer(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    made = service.put("bot")
+    gateway.remember(made["token"])
+
+    def status() -> int:
+        command = ("curl", "-q", "-sSi", "--suppress-connect-headers", "--cacert")
+        done = subprocess.run(
+            [*command, str(gateway.ca), DOCS],
+            capture_output=True,
+            check=False,
+            env={**clean(), **made["env"]},
+        )
+        head = done.stdout.partition(b"\r\n\r\n")[0]
+        return parse_head(head)[0] if head else 0
+
+    before = len(gateway.log())
+    assert status() == 200
+    assert origins.urls()[-1] == DOCS
+    assert gateway.logged(DOCS, before)["user"] == "bot"
+    shown = service.call("GET", "/v1/sessions/bot/effective").body
+    assert [rule["name"] for rule in shown["rules"]] == ["clone", "read", "few"]
+    ended = service.delete("bot")
+    assert ended.status == 200
+    assert "tunnel-outdated" in ended.body["note"]
+    wait_for(lambda: status() != 200)
+
+
+def test_a_new_value_of_a_secret_holds_at_once(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    own = "https://git.example/acme/app/info"
+    service.put("vm", address=VM, secrets={"key": SECRET})
+    with tunnel(gateway, "git.example:443", client=VM) as kept:
+        assert kept.get("/acme/app/x", "git.example").status == 200
+        changed = {"secrets": {"key": NEW_SECRET}}
+        answer = service.call("PATCH", "/v1/sessions/vm", changed, match="*")
+        assert answer.status == 200, answer
+        seen = allowed(gateway, origins, own, "clone", client=VM)
+        assert seen.values("Authorization") == [f"Bearer {NEW_SECRET}"]
+        assert kept.get("/acme/app/y", "git.example").status == 200
+        assert origins.seen[-1].values("Authorization") == [f"Bearer {NEW_SECRET}"]
+
+
+def test_a_session_that_ends_loses_what_it_has_open_and_its_secret(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    origins.answers["docs.example/stream"] = STREAM
+    made = service.put("vm", address=VM, secrets={"key": SECRET})
+    service.put("other", address=OTHER)
+    with ExitStack() as stack:
+        open_at = partial(tunnel, gateway, "docs.example:443")
+        kept, loading = (stack.enter_context(open_at(client=VM)) for _ in range(2))
+        others = stack.enter_context(open_at(client=OTHER))
+        assert kept.get("/", "docs.example").status == 200
+        assert others.get("/", "docs.example").status == 200
+        loading.send("GET /stream HTTP/1.1\r\nHost: docs.example\r\n\r\n")
+        assert b"data: event" in loading.lines()
+        assert service.secret_file(made["number"]).exists()
+        ended = service.delete("vm")
+        at = time.monotonic()
+        assert (ended.status, ended.body) == (204, None)
+        assert not service.secret_file(made["number"]).exists()
+        wait_for(lambda: is_ended(kept) and is_ended(loading), "the end of both")
+        pause(at + GONE_SECONDS - time.monotonic(), "an answer that Squid has kept")
+        assert outcome(gateway, DOCS) == "session-required"
+        assert outcome(gateway, "http://docs.example/") == "session-required"
+        assert others.get("/", "docs.example").status == 200
+    assert service.delete("vm").status == 204, "it is gone"
+
+
+def test_an_address_used_again_at_once_has_nothing_of_its_predecessor(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    service.put("first", "writer", address=VM)
+    allowed(gateway, origins, UPLOAD, "write", client=VM)
+    with tunnel(gateway, "upload.example:443", client=VM) as old:
+        assert old.get("/", "upload.example").status == 200
+        service.delete("first")
+        between = Raw(gateway, VM)  # which the cut does not see
+        answer = between.connect("upload.example:443")
+        second = service.put("second", address=VM)
+        denied(gateway, origins, UPLOAD, "default", client=VM)
+        allowed(gateway, origins, DOCS, "read", client=VM)
+        before = len(origins.seen)
+        with between:
+            if answer.status == 200:
+                with suppress(OSError):  # it is cut
+                    reply = between.tls("upload.example").get("/", "upload.example")
+                    assert reply.status in (0, 403), reply
+        assert is_ended(old)
+        assert origins.seen[before:] == []
+    shown = service.call("GET", "/v1/sessions/second/requests").body["denials"]
+    numbers = {
+        line["session"]
+        for line in gateway.log()
+        if line["url"].startswith(UPLOAD) and line["verdict"] == "deny"
+    }
+    assert str(second["number"]) in numbers
+    assert {one["rule"] for one in shown} == {"default"}
+
+
+def test_sessions_go_on_while_the_service_is_killed_and_are_the_same_afterwards(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    own = "https://git.example/acme/app/info"
+    made = service.put("vm", address=VM, secrets={"key": SECRET})
+    version = service.call("GET", "/v1/sessions/vm").etag
+    service.kill()
+    seen = allowed(gateway, origins, own, "clone", client=VM)
+    assert seen.values("Authorization") == [f"Bearer {SECRET}"]
+    service.start()
+    again = service.call("GET", "/v1/sessions/vm")
+    assert (again.etag, again.body["number"]) == (version, made["number"])
+    assert again.body["state"] == "active"
+    seen = allowed(gateway, origins, own, "clone", client=VM)
+    assert seen.values("Authorization") == [f"Bearer {SECRET}"]
+    service.delete("vm")
+    wait_for(lambda: outcome(gateway, own) == "session-required")
+
+
+def test_a_quota_of_a_session_is_not_used_by_its_successor_or_by_others(
+    gateway: Gateway, service: Service, origins: Origins
+) -> None:
+    service.put("vm", address=VM)
+    service.put("other", address=OTHER)
+    for _ in range(3):
+        allowed(gateway, origins, FEW, "few", client=VM)
+    assert outcome(gateway, FEW) == "quota"
+    [usage] = service.call("GET", "/v1/sessions/vm/usage").body["quotas"]
+    assert (usage["quota"], usage["used"]) == ("few", 3)
+    allowed(gateway, origins, FEW, "few", client=OTHER)
+    service.delete("vm")
+    service.put("vm", address=VM)
+    allowed(gateway, origins, FEW, "few", client=VM)
+
+
+def test_no_log_and_no_audit_has_a_value_of_a_secret(service: Service) -> None:
+    texts = [
+        path.read_bytes()
+        for folder in (
+            service.gateway.root / "log",
+            service.layout.sessions_audit.parent,
+        )
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    assert len(texts) > 3
+    for value in (SECRET, NEW_SECRET, OTHERS_SECRET):
+        assert not any(value.encode() in text for text in texts)
