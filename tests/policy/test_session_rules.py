@@ -426,7 +426,19 @@ HOSTILE = [
     "",
 ]
 HOSTILE += ["%2e%2e", "%2f", "a%00", "{session.team}", "{host}", "a b", "a\tb", "a\nb"]
-HOSTILE += ["a\x00", "é", "．．", "a?b", "a#b", "a\\b", "..;x", ".;", "a" * 257]
+HOSTILE += [
+    "a\x00",
+    "é",
+    "．．",
+    "a?b",
+    "a#b",
+    "a\\b",
+    "..;x",
+    ".;",
+    ";",
+    "a/;x",
+    "a" * 257,
+]
 
 
 @pytest.mark.parametrize("value", HOSTILE)

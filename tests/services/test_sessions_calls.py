@@ -852,7 +852,7 @@ def test_a_session_that_ended_long_ago_is_forgotten(own_service: Service) -> Non
         service.put(name, CODING)
         service.delete(name)
     service.end()
-    file = sqlite3.connect(service.folder / FILE, autocommit=True)
+    file = sqlite3.connect(service.folder / FILE, isolation_level=None)
     with closing(file):
         days = time.time() - 91 * 86_400
         file.execute("UPDATE sessions SET ended = ? WHERE name = 'old'", (days,))

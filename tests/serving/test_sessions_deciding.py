@@ -44,6 +44,7 @@ session_networks: [192.0.2.0/24]
 clients:
   office: {networks: [203.0.113.0/24]}
   all: {networks: [0.0.0.0/0]}
+  bosses: {users: [boss]}
 roles:
   agent: {variables: {repo: {type: path, pattern: "[a-z0-9-]+/[a-z0-9._-]+"}}}
   reader: {ttl: 8h}
@@ -51,6 +52,7 @@ rules:
   - {name: clone, action: allow, clients: [agent], hosts: [git.example], paths: ["/{session.repo}/**"]}
   - {name: docs, action: allow, clients: [reader, office], hosts: [docs.example]}
   - {name: everybody, action: allow, clients: [all], hosts: [open.example]}
+  - {name: bosses, action: allow, clients: [bosses], hosts: [boss.example]}
 secrets: {key: {env: SQUIDKEEPER_TEST_KEY}}
 credentials:
   - {name: git, clients: [agent], hosts: [git.example], paths: ["/{session.repo}/**"], bearer: key}
@@ -327,6 +329,27 @@ def test_a_session_logs_in_by_its_token(gateway: Gateway) -> None:
     assert logged_in(gateway, "bot", TOKEN).result is Result.ERR
     ended = gateway.at_host("docs.example", OUTSIDE, "bot", ID, scheme="http")
     assert rule(ended) == "!login-refused"
+
+
+def test_a_user_of_the_name_of_a_session_follows_the_session_of_its_address(
+    gateway: Gateway,
+) -> None:
+    gateway.store.create(new("bot", token_sha256=SHA256, role="reader", variables={}))
+    gateway.store.create(new("vm-1", f"{VM}/32", role="reader", variables={}))
+    asked = ("docs.example", VM, "bot", "-", "GET", "http")
+    assert rule(gateway.at_host(*asked)) == "docs"
+    gateway.end("vm-1")
+    assert rule(gateway.at_host(*asked)) == "!session-required"
+    gateway.store.create(new("vm-2", f"{VM}/32", variables=repo("acme/app")))
+    assert rule(gateway.at_host(*asked)) == "!default"
+
+
+def test_a_session_is_no_proxy_user_of_its_name(gateway: Gateway) -> None:
+    gateway.store.create(new("boss", token_sha256=SHA256, role="reader", variables={}))
+    asked = ("boss.example", OUTSIDE, "boss", ID, "GET", "http")
+    assert rule(gateway.at_host(*asked)) == "!default"
+    own = ("boss.example", OUTSIDE, "boss", "-", "GET", "http")
+    assert rule(gateway.at_host(*own)) == "bosses"
 
 
 def test_a_successor_of_the_name_has_none_of_its_logins(gateway: Gateway) -> None:

@@ -254,12 +254,20 @@ class CompiledPolicy:
         refused, lapses = self._check_login(request)
         if refused is not None:
             return _denied(request, refused)
-        clients = (
-            self.clients_of(request.client, request.user) if self.source.clients else ()
-        )
-        if request.session is not None:
-            clients = (*clients, request.session.role)
+        session, user = request.session, request.user
+        if session is not None and self._logged_in_as(request, session):
+            user = None  # a name of a session is no proxy user of the policy
+        clients = self.clients_of(request.client, user) if self.source.clients else ()
+        if session is not None:
+            clients = (*clients, session.role)
         return self._match(request, clients, lapses)
+
+    def _logged_in_as(self, request: Request, session: Session) -> bool:
+        return (
+            request.user == session.name
+            and request.user not in self._logins
+            and request.login not in (None, NO_LOGIN)
+        )
 
     def _match(
         self, request: Request, clients: tuple[str, ...], lapses: datetime | None

@@ -16,6 +16,8 @@ from squidkeeper.policy.url import Address, Host
 
 SESSIONS_UNAVAILABLE: Final = "sessions-unavailable"
 SESSION_INVALID: Final = "session-invalid"
+# Of the address's session, or of that of a login and of the address.
+Stamp = int | tuple[int, int]
 _CACHE_BYTES, _PROBLEM_BYTES = 1024 * 1024, 300
 _REQUIRED: Final = "Only sessions may use this address, and none is active here."
 _NO_ROLE: Final = "The policy has no role {} any longer, which the session {} has."
@@ -55,8 +57,8 @@ class Sessions(Protocol):
     def numbered(self, number: int) -> Session | None:
         """Find an active session by its number."""
 
-    def stamp_of(self, line: bytes) -> int:
-        """Return a number for what `find` finds for a line of Squid: another one after
+    def stamp_of(self, line: bytes) -> Stamp:
+        """Return a value for what `find` finds for a line of Squid: another one after
         each change of that.
         """
 
@@ -81,7 +83,7 @@ class NoSessions:
     def numbered(self, number: int) -> None:
         """Find no session."""
 
-    def stamp_of(self, line: bytes) -> int:  # noqa: ARG002
+    def stamp_of(self, line: bytes) -> Stamp:  # noqa: ARG002
         """Return the number that stands for no session."""
         return 0
 

@@ -87,12 +87,13 @@ def _check_path(value: str) -> None:
         raise PatternError(
             f"{value!r} holds {found[0]!r}, expected letters, digits and -._~!$&'()+,;=:@[]/"
         )
-    segments = value.split("/")
-    if "" in segments:
+    # some servers cut off what follows a ';'
+    names = {segment.partition(";")[0] for segment in value.split("/")}
+    if "" in names:
         raise PatternError(
             f"{value!r} has an empty segment, expected none: no '/' first, last or doubled"
         )
-    if {".", ".."} & {segment.partition(";")[0] for segment in segments}:
+    if {".", ".."} & names:
         raise PatternError(f"{value!r} has a dot segment, expected none")
 
 

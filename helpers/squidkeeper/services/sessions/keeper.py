@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from threading import RLock
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ from squidkeeper.serving.sessions.store import (
     NewSession,
     SessionRow,
     SessionStore,
+    place_of,
 )
 
 _PREFIX: Final = "sqk_"  # as of tokens of clients
@@ -61,6 +62,7 @@ _TOKEN_BYTES: Final = 32
 # Squid keeps an OK until the second whole second after it.
 KEPT_SECONDS: Final = 2.5
 _CUT_AGAIN_SECONDS: Final = 2.2  # before an address can be used again
+_CUT_AT_START_SECONDS: Final = 600.0  # whose end may not have been cut
 _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
 _A_SECOND: Final = 1.0
@@ -122,6 +124,8 @@ class SessionKeeper:
         self._cut_again: deque[tuple[float, SessionRow]] = deque()
         for row in store.active():
             self._take(row)
+        for row in store.ended_since(time.time() - _CUT_AT_START_SECONDS):
+            self._cut_later(row)
         secret_values.keep([row.number for row in self._active.values()])
 
     # --- calls ------------------------------------------------------------------------
@@ -155,7 +159,7 @@ class SessionKeeper:
         terms, row = self._around.terms(), self._active_of(caller, name)
         judging = Judging(terms, caller, role=row.role)
         asked = judged(SessionChange, data, judging)
-        with self._ready(asked.address):
+        with self._ready(*_places(asked.address)):
             row = self._active_of(caller, name)
             if version not in ("*", version_of(row)):
                 raise CallRefused(
@@ -164,7 +168,7 @@ class SessionKeeper:
                 )
             changed = self._changed(row, asked, terms)
         if changed.network != row.network:
-            self._around.cut([row])
+            self._cut([row])
         return self._kept(changed, terms)
 
     def end(self, caller: Orchestrator, name: str) -> SessionsEnded:
@@ -244,7 +248,7 @@ class SessionKeeper:
             while self._cut_again and self._cut_again[0][0] <= now:
                 again.append(self._cut_again.popleft()[1])
         if over or again:
-            self._around.cut([*over, *again])
+            self._cut([*over, *again])
 
     def forget(self, before: float) -> None:
         """Forget the sessions that ended before a time."""
@@ -260,7 +264,7 @@ class SessionKeeper:
     def _put(
         self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
     ) -> Kept:
-        with self._ready(asked.address, name):
+        with self._ready(*_places(asked.address), name):
             row = self._active.get(name)
             if row is not None:
                 return self._again(caller, row, asked, terms)
@@ -424,11 +428,32 @@ class SessionKeeper:
     def _cut_later(self, row: SessionRow) -> None:
         self._cut_again.append((time.monotonic() + _CUT_AGAIN_SECONDS, row))
 
+    def _cut(self, rows: Sequence[SessionRow]) -> Cut:
+        """Cut what sessions have open that were ended, or have left an address.
+
+        What another active session has open stays.
+        """
+        used = defaultdict[str, list[IPv4Network | IPv6Network]](list)
+        with self._lock:
+            networks = [row.network for row in self._active.values() if row.network]
+        for network in networks:
+            used[place_of(network)].append(ip_network(network))
+        return self._around.cut(
+            [
+                row
+                for row in rows
+                if row.network is None
+                or not any(
+                    map(ip_network(row.network).overlaps, used[place_of(row.network)])
+                )
+            ]
+        )
+
     def _leave(self, row: SessionRow) -> None:
         now = time.monotonic()
         self._left[row.name] = now
         if row.network is not None:
-            self._left[row.network] = now
+            self._left[place_of(row.network)] = now
 
     def _take(self, row: SessionRow) -> SessionRow:
         self._active[row.name] = row
@@ -460,7 +485,7 @@ class SessionKeeper:
 
     def _ended(self, rows: Sequence[SessionRow]) -> SessionsEnded:
         """Cut what sessions have open that were ended."""
-        cut = self._around.cut(rows)
+        cut = self._cut(rows)
         return SessionsEnded(
             ended=[SessionEnded(name=row.name, number=row.number) for row in rows],
             left=cut.left,
@@ -630,3 +655,7 @@ def _shown_network(network: str | None) -> str | None:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _places(network: str | None) -> tuple[str, ...]:
+    return () if network is None else (place_of(network),)

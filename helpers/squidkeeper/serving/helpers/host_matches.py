@@ -24,7 +24,7 @@ class HostMatches:
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy
-        self._known: BoundedCache[tuple[int, bytes], HostMatch] = BoundedCache(
+        self._known: BoundedCache[object, HostMatch] = BoundedCache(
             _CACHE_BYTES
         )
 

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.engine.compiled_policy import LOGIN_REFUSED
-from squidkeeper.policy.engine.sessions import SESSIONS_UNAVAILABLE, Refused
+from squidkeeper.policy.engine.sessions import SESSIONS_UNAVAILABLE, Refused, Stamp
 from squidkeeper.policy.language.model import TOKEN_ID_LENGTH
 from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.lines import decode_token
@@ -147,15 +147,21 @@ class SessionIndex:
         except _FAULTS:
             return None
 
-    def stamp_of(self, line: bytes) -> int:
-        """Return a number for what `find` finds for a line that begins by client and
+    def stamp_of(self, line: bytes) -> Stamp:
+        """Return a value for what `find` finds for a line that begins by client and
         user: another one after each change of that.
+
+        Whether the session of the user or of the address holds depends on the login.
+        So it tells both.
         """
         if self._counts[0] != self._seen or time.monotonic() >= self._look_at:
             self._look()
         client, user, _ = line.split(b" ", 2)
         if user != b"-" and (named := self._by_name.get(decode_token(user))):
-            return named.session.stamp
+            return named.session.stamp, self._stamp_at(client)
+        return self._stamp_at(client)
+
+    def _stamp_at(self, client: bytes) -> int:
         found = self._by_address.get(client.decode("ascii", "replace"))
         if found is None and (b":" in client or b"%" in client):  # IPv6
             found = self._at(_address_text(client))

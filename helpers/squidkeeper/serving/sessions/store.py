@@ -152,7 +152,12 @@ class SessionStore:
             _end_expired(database, at)
             _check_free(database, new)
             values = (
-                *(new.name, new.role, new.network, _place(new.network)),
+                *(
+                    new.name,
+                    new.role,
+                    new.network,
+                    new.network and place_of(new.network),
+                ),
                 *(new.token_sha256, _json(new.variables), _json(new.labels)),
                 *(_json(new.secrets), new.orchestrator, at.wall),
                 *(at.wall + new.lifetime, at.boot, at.since_boot + new.lifetime),
@@ -180,7 +185,7 @@ class SessionStore:
             row = _active(database, number)
             if network is not None:
                 _check_network(database, network, row.token_sha256, number)
-                _set(database, number, network=network, place=_place(network))
+                _set(database, number, network=network, place=place_of(network))
             if lifetime is not None:
                 ends, boot_ends = at.wall + lifetime, at.since_boot + lifetime
                 _set(database, number, ends=ends, boot=at.boot, boot_ends=boot_ends)
@@ -322,14 +327,14 @@ def _check_network(
         return
     wanted = ip_network(network)
     condition = "place = ? AND ended IS NULL AND token_sha256 IS NULL AND number != ?"
-    for row in _select(database, condition, _place(network), own):
+    for row in _select(database, condition, place_of(network), own):
         if row.network is not None and wanted.overlaps(ip_network(row.network)):
             raise SessionTaken("address", row.number)
 
 
-def _place(network: str | None) -> str | None:
+def place_of(network: str) -> str:
     """Return what holds all networks that may share addresses with a network."""
-    return network and client_network(network.partition("/")[0])
+    return client_network(network.partition("/")[0])
 
 
 def _set(database: sqlite3.Connection, number: int, **values: object) -> None:
