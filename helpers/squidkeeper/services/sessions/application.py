@@ -88,9 +88,10 @@ class SessionsApplication:
         """CallAnswer a request (PEP 3333)."""
         call = _Call(environ)
         caller, answer = self._answered(call)
-        if call.method in _CHANGING:
+        # Whoever is no orchestrator cannot fill the log.
+        if caller is not None and call.method in _CHANGING:
             self._audit.write(
-                orchestrator=caller.name if caller else None,
+                orchestrator=caller.name,
                 uid=call.uid,
                 call=call.method,
                 path=call.path[:_SHOWN],

@@ -238,6 +238,8 @@ def _ttl(given: object, info: ValidationInfo) -> int:
     judging = _judging(info)
     name = str(info.data.get("role", judging.role))
     role = judging.terms.roles.get(name)
+    if role is None and judging.role:
+        raise ValueError(f"the policy has no role {name} any longer, so its end stays")
     most = role.ttl if role else LONGEST_TTL
     seconds = _seconds(given)
     if seconds is None or not SHORTEST_TTL <= seconds <= most:
