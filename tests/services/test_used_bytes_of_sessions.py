@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from squidkeeper.policy.language.roles import Session
+from squidkeeper.record.log.recorded_sessions import RecordedSessions
 from squidkeeper.services.exporter.used_bytes import UsedBytes
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.opening import GatewayCounts
@@ -28,7 +29,7 @@ def test_the_log_counts_by_the_number_of_the_session(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     shared = GatewayCounts(tmp_path / "policy", state)
-    used = UsedBytes(state, lambda: policy, shared, SESSIONS.get)
+    used = UsedBytes(state, lambda: policy, shared, RecordedSessions(SESSIONS.get))
     for session in ("7", "7", "8", "-"):
         used.count(record(session=session, bytes=500, request_bytes=120))
     with closing(used._counts):

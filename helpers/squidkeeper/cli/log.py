@@ -165,10 +165,12 @@ def log(
     """
     from squidkeeper.cli.arguments import past_policies
     from squidkeeper.record.log.drift import DriftChecker
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
 
     _check(follow=follow, drift=drift, by=by, newest=newest, files=files)
     past = past_policies(directory, state)
-    policies = DriftChecker(past, replacing=past.replacing)
+    sessions = RecordedSessions.of_gateway(state)
+    policies = DriftChecker(past, replacing=past.replacing, sessions=sessions)
     wanted = WantedRequests(
         filters=chosen_filters(given, directory),
         since=given["since"],
@@ -294,8 +296,11 @@ def _follower(path: Path, since: datetime | None) -> Follower:
 
 
 def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
-    if checker.unchecked:
-        what = quantity(checker.unchecked, "served request")
+    if unknown := checker.of_unknown_sessions:
+        what = quantity(unknown, "served request")
+        click.echo(f"{what} not checked: session unknown", err=True)
+    if unstored := checker.unchecked - unknown:
+        what = quantity(unstored, "served request")
         click.echo(
             f"{what} not checked: the revision that decided is not stored in {folder}",
             err=True,

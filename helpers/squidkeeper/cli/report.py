@@ -76,7 +76,13 @@ def report(
     ledger = state or (DEFAULT_STATE if read.sources.log else None)
     with progress("reading the access log"):
         found = _build(
-            read.sources, Period(*read.period), read.threads, past, reasons, ledger
+            read.sources,
+            Period(*read.period),
+            read.threads,
+            past,
+            reasons,
+            ledger,
+            state,
         )
     _write(found, html, as_json=as_json)
 
@@ -108,8 +114,10 @@ def _build(
     past: PastPolicies | None,
     reasons: Reasons,
     ledger: Path | None,
+    state: Path | None,
 ) -> Report:
     from squidkeeper.record.log.drift import DriftChecker
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
     from squidkeeper.record.report.builder import (
         COLUMNS,
         OF_DENIALS,
@@ -124,7 +132,10 @@ def _build(
     yield_to_squid()
     # else all that was before it, too
     since = period.since if isinstance(sources.archive, LiveGateways) else None
-    checker = DriftChecker(past, replacing=past.replacing) if past else None
+    checker = None
+    if past and state:
+        sessions = RecordedSessions.of_gateway(state)
+        checker = DriftChecker(past, replacing=past.replacing, sessions=sessions)
     columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
     with open_table(
         sources, since, threads=threads, columns=columns, partial=OF_DENIALS

@@ -67,6 +67,8 @@ from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quo
 # A helper loads the policy first, which can take minutes on a busy machine. So one is
 # silent that neither answers nor works.
 _SOCKET_SECONDS: Final = 5.0
+_STARTING_SECONDS: Final = 3.0  # of a service that was just started
+_SLEEP_SECONDS: Final = 0.1
 _IDLE_SECONDS: Final = 20.0
 _WORK_SECONDS: Final = 0.2  # of the processor, while it is idle for less than that
 _LOOK_SECONDS: Final = 0.5
@@ -267,16 +269,25 @@ def _sessions_unavailable(seen: Inspection) -> Iterator[Found]:
     _, faults = check_orchestrators(file, file.read_bytes())
     for fault in faults:
         yield Found(fault.text, str(fault.location))
+    until = time.monotonic() + _STARTING_SECONDS
+    while not (answered := _answers(layout.sessions_socket)):
+        if time.monotonic() >= until:
+            break
+        time.sleep(_SLEEP_SECONDS)
+    if not answered:
+        yield Found("nothing answers", str(layout.sessions_socket))
+
+
+def _answers(place: Path) -> bool:
+    """Whether something answers at a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(_SOCKET_SECONDS)
         try:
-            asking.connect(str(layout.sessions_socket))
+            asking.connect(str(place))
             asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            answered = bool(asking.recv(1))
+            return bool(asking.recv(1))
         except OSError:
-            answered = False
-    if not answered:
-        yield Found("nothing answers", str(layout.sessions_socket))
+            return False
 
 
 def _settings_faults(

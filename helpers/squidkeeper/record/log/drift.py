@@ -30,6 +30,11 @@ from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.policy.url import is_unusual, unrecorded_url
 from squidkeeper.record.log import host_judging
 from squidkeeper.record.log.record import NONE, Record, parse_time, truncated_fields
+from squidkeeper.record.log.recorded_sessions import (
+    NO_SESSIONS,
+    RecordedSessions,
+    Unknown,
+)
 from squidkeeper.record.log.requests import token
 
 # Squid keeps a reply for a second; who asks while Squid waits for a new one gets the
@@ -72,6 +77,7 @@ class Unjudged(StrEnum):
 
     UNKNOWN = "unknown"  # its revision is not stored, or its time is no time
     CUT = "cut"  # the access log holds only the beginning of what decided
+    SESSION = "session"  # its session is not in the store, or cannot be read
 
 
 def _allowed(rule: str, reason: str) -> Finding:
@@ -150,8 +156,9 @@ class DriftChecker:
     `policy_of` gives the policy of a revision, or None where it is not stored;
     `current` the one in force, for the clients of records without a revision;
     `replacing` the one that was in force where a record names an outdated revision.
-    `unchecked` counts served requests that could not be checked, and `cut` those of
-    which the record holds only the beginning of what decided.
+    `sessions` finds those of records. `unchecked` counts served requests that could not
+    be checked, `of_unknown_sessions` those of them whose session is unknown, and `cut`
+    those of which the record holds only the beginning of what decided.
     """
 
     def __init__(
@@ -159,13 +166,16 @@ class DriftChecker:
         policy_of: Callable[[str], CompiledPolicy | None],
         current: Callable[[], CompiledPolicy | None] = lambda: None,
         replacing: Callable[[Record], CompiledPolicy | None] = lambda _: None,
+        sessions: RecordedSessions = NO_SESSIONS,
     ) -> None:
         self.unchecked = 0
+        self.of_unknown_sessions = 0
         self.cut = 0
         self._policy_of = policy_of
         self._current = current
         self._replacing = replacing
-        self._hosts = host_judging.RecordedHosts()
+        self._sessions = sessions
+        self._hosts = host_judging.RecordedHosts(sessions)
 
     def check(self, record: Record) -> Finding | None:
         """Find what is wrong with a record; None where nothing is, or it could not be
@@ -179,7 +189,9 @@ class DriftChecker:
 
     def count(self, found: Finding | Unjudged | None, records: int = 1) -> None:
         """Count records that could not be checked."""
-        self.unchecked += records * (found is Unjudged.UNKNOWN)
+        is_unknown = found in (Unjudged.UNKNOWN, Unjudged.SESSION)
+        self.unchecked += records * is_unknown
+        self.of_unknown_sessions += records * (found is Unjudged.SESSION)
         self.cut += records * (found is Unjudged.CUT)
 
     def question(self, record: Record) -> HostQuestion:
@@ -197,6 +209,8 @@ class DriftChecker:
         policy = self._policy_of(record.revision)
         if policy is None:
             return HostQuestion(answer=Unjudged.UNKNOWN)
+        if self._sessions.of(record) is Unknown.SESSION:
+            return HostQuestion(answer=Unjudged.SESSION)
         newer, otherwise = self._newer(record)
         policies = (policy, newer) if newer else (policy,)
         return HostQuestion(
@@ -218,15 +232,17 @@ class DriftChecker:
         )
 
     def client_name(self, record: Record) -> str:
-        """Name the policy's first client that a request belongs to, or `none`."""
+        """Name the policy's first client that a request belongs to, else the role of
+        its session, or `none`.
+        """
         policy = (
             self._policy_of(record.revision) if record.revision != NONE else None
         ) or self._current()
-        return (
-            next(iter(host_judging.clients_of(policy, record)), helper_metrics.NONE)
-            if policy
-            else helper_metrics.NONE
-        )
+        if policy is None:
+            return helper_metrics.NONE
+        session = self._sessions.known(record)
+        names = host_judging.clients_of(policy, record, session)
+        return next(iter(names), helper_metrics.NONE)
 
     def _newer(self, record: Record) -> tuple[CompiledPolicy | None, Unjudged | None]:
         try:

@@ -22,8 +22,10 @@ from squidkeeper.policy.engine import (
 )
 from squidkeeper.policy.engine.fields import URL_FIELDS
 from squidkeeper.policy.language.paths import Beginning
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.url import Host, address_host, parse_address
 from squidkeeper.record.log.record import Record, authority_of
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 from squidkeeper.record.log.requests import asks_splice, request_of, token
 
 ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
@@ -80,9 +82,13 @@ class RecordedHost:
 
 
 class RecordedHosts:
-    """Looks up what a policy holds for the host of a record, and keeps it."""
+    """Looks up what a policy holds for the host of a record, and keeps it.
 
-    def __init__(self) -> None:
+    A record is judged with its session; one whose session is unknown, without.
+    """
+
+    def __init__(self, sessions: RecordedSessions = NO_SESSIONS) -> None:
+        self._sessions = sessions
         self._hosts: LRUCache[_Key, RecordedHost] = LRUCache(
             _CACHE_BYTES, getsizeof=lambda host: host.held_bytes
         )
@@ -108,7 +114,8 @@ class RecordedHosts:
         known = self._hosts.get(key)
         if known is None:
             length = sum(map(len, key))
-            known = _recorded_host(policy, record, origin, length)
+            session = self._sessions.known(record)
+            known = _recorded_host(policy, record, session, origin, length)
             if length <= _LONGEST_KEY:
                 self._hosts[key] = known
         return known
@@ -140,9 +147,14 @@ def beginnings_of(hosts: Iterable[RecordedHost]) -> frozenset[Beginning] | None:
     return frozenset(found)
 
 
-def clients_of(policy: CompiledPolicy, record: Record) -> tuple[str, ...]:
-    """Name the policy's clients that a request belongs to."""
-    return policy.clients_of(_address_of(record), token(record.user))
+def clients_of(
+    policy: CompiledPolicy, record: Record, session: Session | None = None
+) -> tuple[str, ...]:
+    """Name the policy's clients that a request belongs to, and the role of its
+    session.
+    """
+    names = policy.clients_of(_address_of(record), token(record.user))
+    return names if session is None else (*names, session.role)
 
 
 def asker_of(policy: CompiledPolicy, record: Record) -> str:
@@ -152,13 +164,19 @@ def asker_of(policy: CompiledPolicy, record: Record) -> str:
     address, user = _address_of(record), token(record.user)
     login = record.user if policy.names_login(user) else ""
     unknown = "" if address else record.client  # the reason of its denial names it
-    return "\0".join((login, unknown, *policy.clients_of(address, user)))
+    clients = policy.clients_of(address, user)
+    return "\0".join((login, unknown, record.session, *clients))
 
 
 def _recorded_host(
-    policy: CompiledPolicy, record: Record, origin: str, key_length: int
+    policy: CompiledPolicy,
+    record: Record,
+    session: Session | None,
+    origin: str,
+    key_length: int,
 ) -> RecordedHost:
-    match = policy.match(request_of(msgspec.structs.replace(record, url=origin)))
+    asked = msgspec.structs.replace(record, url=origin)
+    match = policy.match(request_of(asked, session))
     decision = decide(policy, match, ANY_TIME, Stage.HOST)
     settled = not match.depends_on_time and not asks_url(decision, match, "")
     return RecordedHost(

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from squidkeeper.policy.language.model import BY_BODY
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol import request
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.record import (
@@ -51,8 +52,10 @@ _ABORTED = "_ABORTED/"
 ConnectionKey = tuple[str, str, str, str]
 
 
-def request_of(record: Record) -> request.Request | request.Malformed:
-    """Make the request."""
+def request_of(
+    record: Record, session: Session | None = None
+) -> request.Request | request.Malformed:
+    """Make the request, of a session where one asked."""
     user, tunnel = token(record.user), token(record.tunnel)
     of_splice = asks_splice(record)
     tokens, url = request.stated_tokens(
@@ -64,7 +67,10 @@ def request_of(record: Record) -> request.Request | request.Malformed:
         of_splice or record.revision == NONE
     ):  # else the reply to this CONNECT named the tunnel
         tokens[_SNI : _SNI + 2] = token(record.sni), tunnel_of(record)
-    return request.parse_request(tokens, url)
+    asked = request.parse_request(tokens, url)
+    if isinstance(asked, request.Malformed):
+        return asked
+    return asked._replace(session=session)
 
 
 def tunnel_of(record: Record) -> str:

@@ -322,7 +322,7 @@ class DriftFigures:
 
     total: int
     unchecked: int
-    """Requests whose revision is no longer stored."""
+    """Requests whose revision is no longer stored, or whose session is unknown."""
     cut: int
     """Requests whose URL is truncated in the access log, if the rest of it decides."""
     kinds: tuple[Count, ...]

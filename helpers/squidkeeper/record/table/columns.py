@@ -130,7 +130,7 @@ JUDGED: Final = (  # what the policy judges a record by, beside its time
         "revision",
         "credential",
     ),
-    *("fetched", "sni", "tunnel", "error", "squid", "hidden"),
+    *("fetched", "sni", "tunnel", "error", "squid", "hidden", "session"),
 )
 
 

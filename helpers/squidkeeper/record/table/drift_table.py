@@ -37,7 +37,7 @@ _KIND: Final = (
 )
 _OF_POLICIES: Final = ("revision", "newer")
 _DECISIVE: Final = Decisive(
-    asker=(*_OF_POLICIES, "without_start", "client", "user"),
+    asker=(*_OF_POLICIES, "without_start", "client", "user", "session"),
     host=(
         *(
             "asker",

@@ -29,6 +29,7 @@ from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.published.reader import PolicyReader
 from squidkeeper.policy.published.state_file import silent_seconds
 from squidkeeper.record.log.drift import DriftChecker, PastPolicies
+from squidkeeper.record.log.recorded_sessions import RecordedSessions
 from squidkeeper.record.usage_ledger import ledger_file
 from squidkeeper.services.exporter.certificate import StoreCertificate
 from squidkeeper.services.exporter.checkpoint import CheckpointStore
@@ -59,7 +60,6 @@ from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.token_uses import token_uses
-from squidkeeper.serving.sessions.following import Following
 from squidkeeper.serving.tickets.judgement import settle
 from squidkeeper.serving.tickets.store import TicketStore
 
@@ -205,13 +205,14 @@ class Exporter:
             self._store_certificate.start()
             self._start_health()
             past = PastPolicies(self._watcher.folder, self._current)
-            drift = DriftChecker(past, self._current, past.replacing)
             options = self._options
+            sessions = RecordedSessions.of_gateway(options.state)
+            drift = DriftChecker(past, self._current, past.replacing, sessions)
             used_bytes = UsedBytes(
                 options.state,
                 self._current,
                 GatewayCounts(options.directory, options.state),
-                Following(options.state).recorded,
+                sessions,
             )
             usage = partial(
                 UsageCounter, ledger_file(options.state), current=self._current

@@ -22,6 +22,7 @@ from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.request import CONNECT
 from squidkeeper.record.log.host_judging import clients_of
 from squidkeeper.record.log.record import NONE, Record, is_spliced
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 from squidkeeper.serving.quotas.counts import QuotaCount, holder
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.notices import LogHeartbeat
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 class UsedBytes:
     """Adds what requests have used to the counts of the quotas in force.
 
-    `find_session` finds a session by its number, also one that has ended.
+    `sessions` finds those of records, also where they have ended.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class UsedBytes:
         state: Path,
         current: Callable[[], CompiledPolicy | None],
         shared: GatewayCounts,
-        find_session: Callable[[int], Session | None] = lambda _: None,
+        sessions: RecordedSessions = NO_SESSIONS,
     ) -> None:
         self._counts = LocalCounts(state)
         self._shared = shared
         self._heartbeat = LogHeartbeat(state)
         self._current = current
-        self._find_session = find_session
+        self._sessions = sessions
         self._waiting: dict[QuotaCount, int] = {}
         self._unsent: dict[QuotaCount, int] = {}  # to the store of all gateways
         self._ended: set[str] = set()  # requests that the meter may have held bytes for
@@ -74,9 +75,8 @@ class UsedBytes:
         if record.method == CONNECT and not is_spliced(record):
             return
         rule = unquote(record.rule)
-        clients, session = clients_of(policy, record), self._session_of(record)
-        if session is not None:
-            clients = (*clients, session.role)
+        session = self._sessions.known(record)
+        clients = clients_of(policy, record, session)
         for quota in policy.source.quotas:
             if quota.unit.is_size and quota.holds_for(clients) and quota.counts(rule):
                 self._add(quota, record, rule, session)
@@ -131,10 +131,6 @@ class UsedBytes:
         for count in [*self._unsent]:
             self._shared.add(count, self._unsent[count])
             del self._unsent[count]
-
-    def _session_of(self, record: Record) -> Session | None:
-        number = record.session
-        return self._find_session(int(number)) if number.isdecimal() else None
 
     def _add(
         self, quota: Quota, record: Record, rule: str, session: Session | None

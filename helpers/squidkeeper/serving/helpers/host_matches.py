@@ -24,9 +24,7 @@ class HostMatches:
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy
-        self._known: BoundedCache[object, HostMatch] = BoundedCache(
-            _CACHE_BYTES
-        )
+        self._known: BoundedCache[object, HostMatch] = BoundedCache(_CACHE_BYTES)
 
     def find(self, tokens: bytes) -> HostMatch:
         """Match the request that nine tokens state, as they came."""

@@ -47,6 +47,13 @@ class Following:
         with self._lock:
             return self._found().recorded(number)
 
+    def close(self) -> None:
+        """Close the files, which the next question opens again."""
+        with self._lock:
+            if self._index is not None:
+                self._index.close()
+            self._index = None
+
     def _found(self) -> SessionIndex:
         from squidkeeper.serving.sessions.index import SessionIndex  # late: few need it
 

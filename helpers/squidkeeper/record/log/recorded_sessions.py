@@ -1,0 +1,73 @@
+"""The sessions of records: who asked, also after the session has ended.
+
+A record has the number of its session. Role, values and labels stand in the store of
+sessions, as long as that keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cachetools import LRUCache
+
+from squidkeeper.record.log.record import NONE, Record
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.language.roles import Session
+
+_SESSIONS_AT_MOST: Final = 10_000  # of some 1 KB
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")  # that SQLite can hold
+
+
+class Unknown(Enum):
+    """A session that is not in the store, or that cannot be read."""
+
+    SESSION = "session unknown"
+
+
+class RecordedSessions:
+    """Finds the sessions of records by their numbers.
+
+    `find` reads the store, and returns None for a session that is not there. What a
+    number stands for never changes, so what was found is kept.
+    """
+
+    def __init__(self, find: Callable[[int], Session | None] = lambda _: None) -> None:
+        self._find = find
+        self._known: LRUCache[str, Session] = LRUCache(_SESSIONS_AT_MOST)
+
+    @classmethod
+    def of_gateway(cls, state: Path) -> RecordedSessions:
+        """Read those of the gateway with a state folder, once a record names one."""
+        from squidkeeper.serving.sessions.following import (
+            Following,  # late: few need it
+        )
+
+        return cls(Following(state).recorded)
+
+    def of(self, record: Record) -> Session | Unknown | None:
+        """Find the session of a record; None where it names none."""
+        return self.numbered(record.session)
+
+    def numbered(self, number: str) -> Session | Unknown | None:
+        """Find a session by its number as records have it."""
+        if number == NONE:
+            return None
+        known = self._known.get(number)
+        if known is None and _NUMBER.fullmatch(number):
+            known = self._find(int(number))
+            if known is not None:
+                self._known[number] = known
+        return known or Unknown.SESSION
+
+    def known(self, record: Record) -> Session | None:
+        """Find the session of a record; None also where it is unknown."""
+        found = self.of(record)
+        return None if found is Unknown.SESSION else found
+
+
+NO_SESSIONS: Final = RecordedSessions()  # none is known
