@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from ipaddress import ip_network
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -35,6 +37,13 @@ LOCAL_CONF = (f"http_port [::]:{BOTH_FAMILIES}",)
 ENDED, OTHER = "127.0.0.5", "127.0.0.6"
 STREAM = Stream(events=(b"data: event\n\n",) * 3000, pause=0.1)
 PLAIN = "http://example.com"
+
+
+class Entrance(NamedTuple):
+    """A port of Squid beside the gateway's own."""
+
+    address: tuple[str, int]
+    ca: Path
 
 
 def listener(gateway: Gateway) -> Listener:
@@ -143,22 +152,17 @@ def test_a_client_of_a_listener_of_ipv6_is_found_by_either_family(
     with ExitStack() as stack:
         opened = [
             stack.enter_context(
-                socket.create_connection(
-                    (host, BOTH_FAMILIES), source_address=(client, 0)
-                )
+                Raw(Entrance((host, BOTH_FAMILIES), gateway.ca), client)
             )
             for host, client in clients
         ]
-        ask = f"GET {PLAIN}/ HTTP/1.1\r\nHost: example.com\r\n\r\n".encode()
-        for client in opened:
-            client.sendall(ask)
-            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        for raw in opened:
+            assert raw.get(f"{PLAIN}/", "example.com").status == 200
         everywhere = [Listener("::", BOTH_FAMILIES)]
         assert cut([ip_network(ENDED)], [listener(gateway)]) == Cut()
         assert cut([ip_network(ENDED)], everywhere) == Cut(ended=1)
         assert cut([ip_network("::1")], everywhere) == Cut(ended=1)
-        opened[1].sendall(ask)
-        assert opened[1].recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert opened[1].get(f"{PLAIN}/", "example.com").status == 200
 
 
 def test_what_the_kernel_does_not_end_is_left(gateway: Gateway) -> None:

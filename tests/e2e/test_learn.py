@@ -2,6 +2,8 @@
 on a live Squid.
 """
 
+from functools import partial
+
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
@@ -22,10 +24,10 @@ rules:
 """
 
 
-def rule_of(gateway: Gateway, url: str) -> str:
+def has_another_rule(gateway: Gateway, url: str, client: str, rule: str) -> bool:
     before = len(gateway.log())
-    curl(gateway, url)
-    return str(gateway.logged(url, before)["rule"])
+    curl(gateway, url, client=client)
+    return bool(gateway.logged(url, before)["rule"] != rule)
 
 
 def test_what_clients_asked_for_while_observing_becomes_the_policy(
@@ -59,10 +61,15 @@ def test_what_clients_asked_for_while_observing_becomes_the_policy(
         lambda: curl(gateway, "https://other.example/").status == 403,
         "the draft in force",
     )
-    wait_for(
-        lambda: rule_of(gateway, "https://api.example/v1/items/17") != "default",
-        "the draft in force for a host that Squid has an answer for",
-    )
+    for url, client, rule in (
+        ("https://api.example/v1/items/17", "127.0.0.1", "default"),
+        ("http://build.example/x", "127.0.0.2", "default"),
+        ("https://closed.example/", "127.0.0.1", "closed"),
+    ):
+        wait_for(
+            partial(has_another_rule, gateway, url, client, rule),
+            "the draft in force for a host that Squid has an answer for",
+        )
 
     allowed(gateway, origins, "https://api.example/v1/items/19", "api.example-read")
     allowed(

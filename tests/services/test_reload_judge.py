@@ -234,6 +234,7 @@ def test_a_judge_that_is_killed_is_started_again(
     until(judge, lambda: runs(tmp_path) == 1)
     told = f"the judge of edit {EDIT} ended with status -9: it is started again"
     assert caplog.text.count(told) == 1
+    judge.end()
 
 
 @pytest.mark.system

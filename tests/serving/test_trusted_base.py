@@ -88,7 +88,7 @@ HELPERS = {
     "acl --scope request": (
         [f"{n} {line} -" for n, line in enumerate(URLS)],
         68_500,
-        89_000,
+        89_500,
     ),
     "rewrite": (
         [f"https://{h}/simple/x {n}" for h, n in zip(HOSTS, NINE, strict=True)],
