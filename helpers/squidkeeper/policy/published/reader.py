@@ -21,7 +21,7 @@ from squidkeeper.policy.published.policy_state import PolicyState
 from squidkeeper.policy.published.publication import read_publication
 from squidkeeper.policy.published.state_file import read_state, written_at
 
-_FIRST_SECONDS = 8
+_FIRST_SECONDS = 20  # a large policy, on a machine that is at work
 _CHECK_EVERY_SECONDS = 0.2
 _FIRST_CHECK_EVERY_SECONDS = 0.02
 # what is wrong here, and not with the files
@@ -73,7 +73,7 @@ class PolicyReader(Generic[T]):
 
     def start(self) -> None:
         """Follow what is in force, in a thread that ends with the process; wait for the
-        first policy, up to 8 s.
+        first policy, up to 20 s.
         """
         checked = threading.Event()
         threading.Thread(
