@@ -3,10 +3,10 @@
 from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import Values
 from squidkeeper.operate.setup.entries import File, owner_here, remove
 from squidkeeper.operate.setup.generations import LOCAL
 from squidkeeper.operate.setup.rendering import read_values, rendered_anew
-from squidkeeper.serving.rendering import Values
 
 
 def put_rendered(

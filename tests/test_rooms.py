@@ -14,7 +14,17 @@ import pytest
 import squidkeeper
 
 PACKAGE = Path(squidkeeper.__file__).parent
-AREAS = ["base", "policy", "serving", "record", "change", "services", "operate", "cli"]
+AREAS = [
+    "base",
+    "policy",
+    "serving",
+    "record",
+    "configuration",
+    "change",
+    "services",
+    "operate",
+    "cli",
+]
 HOUSE = PACKAGE.parent / "README.md"
 IMPURE = {
     "logging",
@@ -38,6 +48,9 @@ PURE = {  # subjects, with what they may import all the same; inet_aton is arith
     "base.layout": set(),
     "base.metrics": set(),
     "base.untrusted_file": {"os"},
+    "configuration.error_pages": set(),
+    "configuration.log_format": set(),
+    "configuration.rendering": set(),
     "policy.destination": set(),
     "policy.bodies": set(),
     "policy.engine": set(),

@@ -21,7 +21,7 @@ from squidkeeper.base.gateway_commands import (
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.places import own_root
 from squidkeeper.cli import main
-from squidkeeper.serving.error_pages import files
+from squidkeeper.configuration.error_pages import files
 
 REPOSITORY = Path(__file__).parents[2]
 USUAL = Layout.of(None)

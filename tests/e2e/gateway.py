@@ -23,6 +23,14 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.helper_metrics import LOADS_POLICY
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import (
+    Values,
+    decode_values,
+    encode_values,
+    merge,
+    part_file,
+    values_of,
+)
 from squidkeeper.operate.setup.configuration import has_own_login, without_login
 from squidkeeper.operate.setup.entries import File
 from squidkeeper.operate.setup.rendering import (
@@ -35,14 +43,6 @@ from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.serving.counters.reader import read_all_counter_files
 from squidkeeper.serving.credentials import SecretStore
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import (
-    Values,
-    decode_values,
-    encode_values,
-    merge,
-    part_file,
-    values_of,
-)
 from tests.bare_squid import remove_leftovers
 from tests.conftest import DOCUMENTED, WORKERS
 from tests.generations import add_local_lines, put_rendered

@@ -10,13 +10,13 @@ import pytest
 from msgspec.structs import replace
 
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import FRAGMENT, Values, expand
 from squidkeeper.operate.setup.generations import placed
 from squidkeeper.operate.setup.rendering import read_templates
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import FRAGMENT, Values, expand
+from tests.configuration.test_rendering import FULL, in_squids_order
 from tests.conftest import WORKERS
 from tests.generations import put_rendered
-from tests.serving.test_rendering import FULL, in_squids_order
 from tests.waiting import wait_for
 
 from .gateway import Gateway, NewGateway

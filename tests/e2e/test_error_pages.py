@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pytest
 
 from squidkeeper.base.gateway_commands import command, with_commands
-from squidkeeper.serving.error_pages import NO_CONTACT, Form
+from squidkeeper.configuration.error_pages import NO_CONTACT, Form
 from tests.waiting import wait_for
 
 from .curl import clean, curl

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.serving.rendering import decode_values
+from squidkeeper.configuration.rendering import decode_values
 from tests.waiting import stays, wait_for
 
 from .curl import answer

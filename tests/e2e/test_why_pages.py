@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
+from squidkeeper.configuration.error_pages import DENIALS, NO_CONTACT
 from squidkeeper.policy.language.model import Token
 from squidkeeper.policy.language.sealed_tokens import format_content
 from squidkeeper.serving.credentials.sealing import SealingPrivateKey, seal_bytes
-from squidkeeper.serving.error_pages import DENIALS, NO_CONTACT
 from tests.waiting import wait_for
 
 from .curl import clean, curl

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.base.layout import Layout
+from squidkeeper.configuration.rendering import Values
 from squidkeeper.operate.setup.addition import pause_after
 from squidkeeper.operate.setup.body_services import with_quota_store
 from squidkeeper.serving.parts import TOKENS_COUNTED, Part
-from squidkeeper.serving.rendering import Values
 
 UNIT = (Path(__file__).parents[2] / "squid/squidkeeper-bodies.service").read_text()
 STORE = """

@@ -35,6 +35,13 @@ from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout
 from squidkeeper.base.squid_account import Account, squid_account
 from squidkeeper.base.squid_version import SquidVersion
 from squidkeeper.cli import main
+from squidkeeper.configuration.rendering import Values
+from squidkeeper.configuration.squid_conf import (
+    Macros,
+    Problem,
+    SquidConf,
+    read_squid_conf,
+)
 from squidkeeper.operate.doctor import bodies, machine, rendering
 from squidkeeper.operate.doctor import transparent as doctor_transparent
 from squidkeeper.operate.doctor.examination import ALL_CHECKS, as_json, as_text, examine
@@ -83,8 +90,6 @@ from squidkeeper.serving.credentials.fetch_status import (
 )
 from squidkeeper.serving.drained import drain
 from squidkeeper.serving.parts import Part, needed_keys
-from squidkeeper.serving.rendering import Values
-from squidkeeper.serving.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from squidkeeper.serving.squid_crashes import note_crash
 from tests.documents.code_tables import render
 from tests.generations import add_local_lines, put_rendered

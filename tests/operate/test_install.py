@@ -30,10 +30,10 @@ from click.testing import CliRunner
 
 from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.cli import main
+from squidkeeper.configuration.error_pages import files
 from squidkeeper.operate.doctor.examination import ALL_CHECKS
 from squidkeeper.operate.setup.body_services import options_problem
 from squidkeeper.operate.setup.sockets import is_free, process_listens
-from squidkeeper.serving.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import pause, wait_for
 

@@ -19,6 +19,7 @@ from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import substitute
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import FRAGMENT, part_file
 from squidkeeper.operate.setup import machine as machines
 from squidkeeper.operate.setup.configuration import (
     MARK,
@@ -46,7 +47,6 @@ from squidkeeper.serving.certificates.authority import (
     make_ca,
 )
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import FRAGMENT, part_file
 
 REPOSITORY = Path(__file__).parents[2]
 NOW = datetime.now(UTC)

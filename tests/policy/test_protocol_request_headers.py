@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.configuration.rendering.lines import expand, part_file
+from squidkeeper.configuration.rendering.values import Values
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.protocol.request_headers import (
     HEADER_GROUPS,
@@ -13,8 +15,6 @@ from squidkeeper.policy.protocol.request_headers import (
     parse_headers,
 )
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering.lines import expand, part_file
-from squidkeeper.serving.rendering.values import Values
 
 SQUID = Path(__file__).parents[2] / "squid"
 NONE = [b"-"] * len(READ_HEADERS)

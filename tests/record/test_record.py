@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from squidkeeper.base.errors import InvalidRecord
-from squidkeeper.operate.setup.log_format import log_formats
+from squidkeeper.configuration.log_format import log_formats
+from squidkeeper.configuration.rendering.lines import PLACEHOLDERS
+from squidkeeper.configuration.rendering.values import Values
 from squidkeeper.policy.url import (
     LONG_URL,
     RECORDED_URL_LENGTH,
@@ -26,8 +28,6 @@ from squidkeeper.record.log.record import (
     parse_record,
     truncated_fields,
 )
-from squidkeeper.serving.rendering.lines import PLACEHOLDERS
-from squidkeeper.serving.rendering.values import Values
 
 REPOSITORY = Path(__file__).parents[2]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}

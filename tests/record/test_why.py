@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.cli import main
+from squidkeeper.configuration.error_pages import FAILURES
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.model import OPENS_NONE, SEALED, VERDICT_NAMES
 from squidkeeper.policy.url import parse_address
@@ -31,7 +32,6 @@ from squidkeeper.record.why.cache_log import CacheLog, parse_lines
 from squidkeeper.record.why.details import Surroundings, detail_of
 from squidkeeper.record.why.proposal import Proposal, propose
 from squidkeeper.record.why.search import Failure, failures_among, group
-from squidkeeper.serving.error_pages import FAILURES
 from squidkeeper.serving.squid_crashes import SquidCrash
 from squidkeeper.serving.tickets.store import TicketState, TicketStore
 from squidkeeper.serving.tickets.ticket import AskedRequest, Holder

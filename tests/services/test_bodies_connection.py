@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 
 from squidkeeper.base.layout import Layout
+from squidkeeper.configuration.error_pages import Form
 from squidkeeper.policy.bodies.json_form import ParsedJson
 from squidkeeper.policy.bodies.sent_request import SentRequest
 from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
@@ -45,7 +46,6 @@ from squidkeeper.services.bodies.judge import (
     describe_place,
 )
 from squidkeeper.services.bodies.policies import Policies
-from squidkeeper.serving.error_pages import Form
 from squidkeeper.serving.helpers.throttle import Limits
 from tests.conftest import compiled_of
 from tests.pushes import PUSH_TYPE, push

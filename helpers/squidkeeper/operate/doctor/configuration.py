@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.configuration.squid_conf import Directive
 from squidkeeper.operate.doctor.inspection import (
     Found,
     Inspection,
@@ -29,7 +30,6 @@ from squidkeeper.policy.language.headers import (
 )
 from squidkeeper.serving.parts import Part
 from squidkeeper.serving.replies import header_annotation
-from squidkeeper.serving.squid_conf import Directive
 
 _LOCAL: Final = "Remove the line, or move it behind the include of squidkeeper.conf."
 _INSTALL: Final = "Run `./install.sh`, which writes the file again."

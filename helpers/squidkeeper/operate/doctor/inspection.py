@@ -16,6 +16,12 @@ from squidkeeper.base.errors import InvalidPublication, PolicyError
 from squidkeeper.base.layout import Layout, uses_systemd
 from squidkeeper.base.places import revisions_folder
 from squidkeeper.base.squid_account import Account, squid_account
+from squidkeeper.configuration.squid_conf import (
+    Directive,
+    Macros,
+    SquidConf,
+    read_squid_conf,
+)
 from squidkeeper.operate.setup.generations import shown_path
 from squidkeeper.operate.setup.options import port_of, reachable
 from squidkeeper.operate.setup.processes import InstalledSquid
@@ -55,7 +61,6 @@ from squidkeeper.services.exporter.sources import (
 )
 from squidkeeper.services.maintenance.tls import CERTIFICATE
 from squidkeeper.serving.parts import Part, named_parts, read_in_force
-from squidkeeper.serving.squid_conf import Directive, Macros, SquidConf, read_squid_conf
 
 _PORT: Final = re.compile(r"(?:\S+:)?[0-9]+")
 _LOGROTATE: Final = Path("/etc/logrotate.d")

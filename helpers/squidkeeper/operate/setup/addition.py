@@ -12,6 +12,7 @@ from typing import Final
 
 from squidkeeper.base.layout import BODIES, Layout
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import Values, merge
 from squidkeeper.operate.setup.body_services import (
     is_quota_store_known,
     start_body_services,
@@ -37,7 +38,6 @@ from squidkeeper.operate.setup.rendering import (
 from squidkeeper.operate.setup.rollback import is_held
 from squidkeeper.operate.setup.serving_squid import put_before_squid, tell_again
 from squidkeeper.serving.parts import TOKENS_COUNTED
-from squidkeeper.serving.rendering import Values, merge
 
 PAUSE_SECONDS: Final = (
     10.0  # between two reconfigures: each refuses connections for a moment

@@ -11,13 +11,13 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import CountsUnavailable, SetupFailed
 from squidkeeper.base.layout import ACCOUNTS, BODIES, Layout, uses_systemd
 from squidkeeper.base.squid_account import Account, account_of, call_as
+from squidkeeper.configuration.rendering import Values
 from squidkeeper.operate.setup.entries import ROOT, owner_here
 from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledService, starts_services
 from squidkeeper.operate.setup.sockets import listeners, wait_until
 from squidkeeper.serving.parts import TOKENS_COUNTED
 from squidkeeper.serving.quotas.store_settings import quota_store_file, read_quota_store
-from squidkeeper.serving.rendering import Values
 
 _START_SECONDS: Final = 20.0
 _ANSWER_SECONDS: Final = 5.0

@@ -15,14 +15,14 @@ from typing import Final
 from squidkeeper.base.formatting import substitute
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import BODIES, Layout
-from squidkeeper.operate.setup.log_format import log_formats
+from squidkeeper.configuration.error_pages import REQUEST_ID, files, placeholders
+from squidkeeper.configuration.log_format import log_formats
+from squidkeeper.configuration.rendering import FRAGMENT, fill, part_file
 from squidkeeper.operate.setup.machine import Machine
 from squidkeeper.operate.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
 from squidkeeper.record.log.record import GATEWAY_LENGTH, NONE
 from squidkeeper.services.maintenance.tls import CERTIFICATE, server_names
-from squidkeeper.serving.error_pages import REQUEST_ID, files, placeholders
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import FRAGMENT, fill, part_file
 
 MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
 _DETAILS: Final = Path("/usr/share/squid/errors/templates/error-details.txt")

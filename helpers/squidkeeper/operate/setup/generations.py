@@ -17,6 +17,7 @@ from squidkeeper.base import atomic_write
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.formatting import substitute
 from squidkeeper.base.layout import Layout
+from squidkeeper.configuration.rendering import FRAGMENT
 from squidkeeper.operate.setup import checks
 from squidkeeper.operate.setup.configuration import LOGFORMAT, is_ours
 from squidkeeper.operate.setup.entries import (
@@ -29,7 +30,6 @@ from squidkeeper.operate.setup.entries import (
     text_at,
     write_entry,
 )
-from squidkeeper.serving.rendering import FRAGMENT
 
 KEPT: Final = 3
 CONF: Final = "squid.conf"

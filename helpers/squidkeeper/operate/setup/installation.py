@@ -34,6 +34,8 @@ from squidkeeper.base.layout import (
 from squidkeeper.base.own_processes import is_own
 from squidkeeper.base.squid_account import account_of, call_as
 from squidkeeper.base.squid_version import squid_version
+from squidkeeper.configuration.rendering import Values, render
+from squidkeeper.configuration.squid_conf import Macros, read_squid_conf
 from squidkeeper.operate.setup import checks, entries, generations, rendering
 from squidkeeper.operate.setup.body_services import with_quota_store
 from squidkeeper.operate.setup.ca_files import ca_files
@@ -100,8 +102,6 @@ from squidkeeper.services.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.services.pulling.settings import CURRENT, read_pull_settings
 from squidkeeper.services.sessions.orchestrators import check_orchestrators
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering import Values, render
-from squidkeeper.serving.squid_conf import Macros, read_squid_conf
 
 # machine-id(5); text_at reads nothing where it is missing
 _MACHINE_ID: Final = Path("/etc/machine-id")

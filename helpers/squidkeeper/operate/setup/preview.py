@@ -11,6 +11,13 @@ from typing import Final
 
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import (
+    LADDERS,
+    merge,
+    read_lines,
+    without_numbers,
+)
+from squidkeeper.configuration.squid_conf import Directive, Macros, read_squid_conf
 from squidkeeper.operate.setup.entries import File, text_at
 from squidkeeper.operate.setup.generations import VALUES, shown_path
 from squidkeeper.operate.setup.rendering import (
@@ -18,13 +25,6 @@ from squidkeeper.operate.setup.rendering import (
     read_values,
     rendered_anew,
 )
-from squidkeeper.serving.rendering import (
-    LADDERS,
-    merge,
-    read_lines,
-    without_numbers,
-)
-from squidkeeper.serving.squid_conf import Directive, Macros, read_squid_conf
 
 _PASSWORD: Final = re.compile(r"(?<=login=)\S+")
 _NUMBERED: Final = re.compile(r"(?m)^# [0-9]+(?: to [0-9]+)?\. ")

@@ -14,14 +14,7 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.formatting import printable
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account, call_as
-from squidkeeper.operate.setup.entries import ROOT, Entry, File, Folder, text_at
-from squidkeeper.operate.setup.generations import LOCAL, PARTS, VALUES, placed
-from squidkeeper.policy.language.secret_sources import fetched_secrets
-from squidkeeper.policy.policy_store.loading import build_sources
-from squidkeeper.policy.policy_store.sources import read_sources
-from squidkeeper.serving.credentials import SecretStore
-from squidkeeper.serving.credentials.fetched_values import FOLDER
-from squidkeeper.serving.rendering import (
+from squidkeeper.configuration.rendering import (
     PEERS,
     Values,
     decode_values,
@@ -29,6 +22,13 @@ from squidkeeper.serving.rendering import (
     render,
     values_of,
 )
+from squidkeeper.operate.setup.entries import ROOT, Entry, File, Folder, text_at
+from squidkeeper.operate.setup.generations import LOCAL, PARTS, VALUES, placed
+from squidkeeper.policy.language.secret_sources import fetched_secrets
+from squidkeeper.policy.policy_store.loading import build_sources
+from squidkeeper.policy.policy_store.sources import read_sources
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.credentials.fetched_values import FOLDER
 
 
 class Named(NamedTuple):

@@ -14,6 +14,7 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import encode_values
 from squidkeeper.operate.setup.configuration import is_ours
 from squidkeeper.operate.setup.entries import text_at
 from squidkeeper.operate.setup.generations import (
@@ -27,7 +28,6 @@ from squidkeeper.operate.setup.generations import (
 )
 from squidkeeper.operate.setup.rendering import Named, named_values, read_values_in
 from squidkeeper.operate.setup.serving_squid import put_before_squid
-from squidkeeper.serving.rendering import encode_values
 
 
 @dataclass(frozen=True, slots=True)

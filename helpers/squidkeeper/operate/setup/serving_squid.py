@@ -9,6 +9,7 @@ from squidkeeper.base.atomic_write import replace
 from squidkeeper.base.errors import SetupFailed
 from squidkeeper.base.layout import Layout, uses_systemd
 from squidkeeper.base.squid_account import Account
+from squidkeeper.configuration.rendering import Values
 from squidkeeper.operate.setup.body_services import start_body_services
 from squidkeeper.operate.setup.configuration import listen_of
 from squidkeeper.operate.setup.entries import remove, text_at
@@ -17,7 +18,6 @@ from squidkeeper.operate.setup.options import port_of
 from squidkeeper.operate.setup.processes import InstalledSquid
 from squidkeeper.operate.setup.rendering import read_values
 from squidkeeper.operate.setup.sockets import is_open, wait_until
-from squidkeeper.serving.rendering import Values
 
 _LISTEN_SECONDS: Final = 20.0
 

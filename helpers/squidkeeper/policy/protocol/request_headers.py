@@ -149,7 +149,7 @@ HEADER_GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 READ_HEADERS: Final = tuple(name for names in HEADER_GROUPS.values() for name in names)
 # Squid states the first copy of these alone, and forwards all. So rendered lines remove
 # all and add the first one again, where helpers read headers
-# (`serving/rendering/lines.py`).
+# (`configuration/rendering/lines.py`).
 FIRST_COPY_HEADERS: Final = (
     *(
         "Authorization",

@@ -17,12 +17,7 @@ from urllib.parse import quote
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.gateway_commands import with_commands
 from squidkeeper.base.layout import Layout
-from squidkeeper.policy.bodies.body_forms import answer
-from squidkeeper.policy.bodies.sent_request import FormAnswer
-from squidkeeper.policy.engine import Decision
-from squidkeeper.policy.language.model import POLICY_UNAVAILABLE, Rule
-from squidkeeper.services.bodies.asked import AskedBody
-from squidkeeper.serving.error_pages import (
+from squidkeeper.configuration.error_pages import (
     DENIALS,
     NO_CONTACT,
     Form,
@@ -32,6 +27,11 @@ from squidkeeper.serving.error_pages import (
     fill_denial,
     template,
 )
+from squidkeeper.policy.bodies.body_forms import answer
+from squidkeeper.policy.bodies.sent_request import FormAnswer
+from squidkeeper.policy.engine import Decision
+from squidkeeper.policy.language.model import POLICY_UNAVAILABLE, Rule
+from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.serving.helpers.throttle import Clients, Limits, Surplus
 
 # As pages.conf has them: HTML or JSON where Accept names it, and q is not 0.

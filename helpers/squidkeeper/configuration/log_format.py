@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
+from squidkeeper.configuration.error_pages import REQUEST_ID
 from squidkeeper.policy.language.model import SHORTEST_WATCHED
 from squidkeeper.record.log.record import LENGTHS, NONE, VERSION, Record
-from squidkeeper.serving.error_pages import REQUEST_ID
 
 # How Squid names the fields of a record:
 # http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.

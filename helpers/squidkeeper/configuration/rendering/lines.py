@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from squidkeeper.configuration.rendering.values import Peer, Values
 from squidkeeper.policy.language.headers import (
     HOST_HEADERS,
     INJECTABLE_HEADERS,
@@ -26,7 +27,6 @@ from squidkeeper.policy.language.quotas import SMALL_ANSWER
 from squidkeeper.policy.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.policy.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 from squidkeeper.serving.parts import SESSIONS, Part
-from squidkeeper.serving.rendering.values import Peer, Values
 from squidkeeper.serving.replies import header_annotation
 
 _WIDTH: Final = 110

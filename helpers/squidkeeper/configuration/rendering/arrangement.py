@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
+from squidkeeper.configuration.rendering.lines import FRAGMENT, expand, part_file
+from squidkeeper.configuration.rendering.values import Values
 from squidkeeper.serving.parts import Part
-from squidkeeper.serving.rendering.lines import FRAGMENT, expand, part_file
-from squidkeeper.serving.rendering.values import Values
 
 PEERS: Final = part_file(Part.UPSTREAMS)
 # What others name: ACLs name helpers and services, logs name formats.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.serving.error_pages import (
+from squidkeeper.configuration.error_pages import (
     DENIALS,
     FAILURES,
     DenialPage,

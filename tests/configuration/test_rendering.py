@@ -20,19 +20,9 @@ from msgspec.structs import replace
 
 from squidkeeper.base.layout import Layout
 from squidkeeper.base.squid_account import Account
-from squidkeeper.operate.setup.addition import add_parts
-from squidkeeper.operate.setup.entries import File
-from squidkeeper.operate.setup.log_format import log_formats
-from squidkeeper.operate.setup.rendering import named_values, template_folder
-from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
-from squidkeeper.policy.policy_store.loading import load
-from squidkeeper.services.bodies.answers import _ALIVE_SECONDS
-from squidkeeper.services.bodies.connection import SILENT_SECONDS
-from squidkeeper.services.bodies.denials import _LONGEST_SECONDS
-from squidkeeper.serving.credentials import SecretStore
-from squidkeeper.serving.error_pages import files, placeholders
-from squidkeeper.serving.parts import Part, needed_keys
-from squidkeeper.serving.rendering import (
+from squidkeeper.configuration.error_pages import files, placeholders
+from squidkeeper.configuration.log_format import log_formats
+from squidkeeper.configuration.rendering import (
     LADDERS,
     PEERS,
     Values,
@@ -47,9 +37,19 @@ from squidkeeper.serving.rendering import (
     values_of,
     without_numbers,
 )
-from squidkeeper.serving.rendering.arrangement import Line
-from squidkeeper.serving.rendering.lines import PLACEHOLDERS
-from squidkeeper.serving.rendering.values import Peer
+from squidkeeper.configuration.rendering.arrangement import Line
+from squidkeeper.configuration.rendering.lines import PLACEHOLDERS
+from squidkeeper.configuration.rendering.values import Peer
+from squidkeeper.operate.setup.addition import add_parts
+from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.rendering import named_values, template_folder
+from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.policy_store.loading import load
+from squidkeeper.services.bodies.answers import _ALIVE_SECONDS
+from squidkeeper.services.bodies.connection import SILENT_SECONDS
+from squidkeeper.services.bodies.denials import _LONGEST_SECONDS
+from squidkeeper.serving.credentials import SecretStore
+from squidkeeper.serving.parts import Part, needed_keys
 from squidkeeper.serving.replies import header_annotation
 from tests.conftest import NOW, write_policy
 

@@ -1,6 +1,6 @@
 """Squid's configuration, from templates and typed values."""
 
-from squidkeeper.serving.rendering.arrangement import (
+from squidkeeper.configuration.rendering.arrangement import (
     LADDERS,
     PEERS,
     arrange,
@@ -8,8 +8,8 @@ from squidkeeper.serving.rendering.arrangement import (
     render,
     without_numbers,
 )
-from squidkeeper.serving.rendering.lines import FRAGMENT, expand, fill, part_file
-from squidkeeper.serving.rendering.values import (
+from squidkeeper.configuration.rendering.lines import FRAGMENT, expand, fill, part_file
+from squidkeeper.configuration.rendering.values import (
     Values,
     decode_values,
     encode_values,

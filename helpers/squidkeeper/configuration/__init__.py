@@ -1,0 +1,1 @@
+"""Squid's configuration: its lines, pages and log formats, and the reader of it."""
