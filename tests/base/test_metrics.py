@@ -40,7 +40,7 @@ LABELS = {
         "severity",
         "sha256",
     ),
-    *("model", "state", "direction"),
+    *("model", "state", "direction", "role"),
 }
 # What the dashboards for Squid ask for.
 OF_SQUID = """

@@ -70,6 +70,7 @@ NOT_MADE_HERE = {
     "SquidkeeperHelperUncounted",
     "SquidkeeperHelpersOutdated",
     "SquidkeeperPolicyNotPublished",
+    "SquidkeeperSessionsUnavailable",
     "SquidkeeperSquidCrashed",
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",

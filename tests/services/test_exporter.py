@@ -67,6 +67,7 @@ from squidkeeper.services.exporter.server import Application
 from squidkeeper.services.exporter.snapshot import (
     HELPER_PATIENCE_SECONDS,
     Disk,
+    SessionsView,
     Snapshot,
     read_disks,
 )
@@ -916,6 +917,12 @@ def test_the_questions_that_wait_are_a_number_once_a_client_has_asked() -> None:
     asked = samples(changed(seen(), questions_waiting=3))
     assert asked["squidkeeper_questions_waiting"] == 3
     assert "squidkeeper_questions_waiting" not in samples(seen())
+
+
+def test_active_sessions_are_counted_by_role() -> None:
+    asked = samples(changed(seen(), sessions=SessionsView(active={"agent": 3})))
+    assert asked['squidkeeper_sessions{role="agent"}'] == 3
+    assert not any(name.startswith("squidkeeper_sessions{") for name in samples(seen()))
 
 
 def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:

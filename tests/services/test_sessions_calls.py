@@ -31,6 +31,7 @@ from squidkeeper.policy.policy_store.revisions import RevisionWriter
 from squidkeeper.policy.policy_store.sources import read_sources
 from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.serving.parts import needed_keys
+from squidkeeper.serving.sessions.counts import count_by_role
 from squidkeeper.serving.sessions.store import FILE, SessionRow, SessionStore
 
 from ..conftest import write_policy
@@ -273,6 +274,7 @@ def test_a_session_is_made_and_shown_with_what_its_programs_need(
     assert shown.status == 200
     assert shown.headers["etag"] == made.headers["etag"]
     assert "ghp_value" not in json.dumps(shown.body)
+    assert count_by_role(service.folder) == {"coding-agent": 1}
     [row] = service.rows()
     assert (row.name, row.network, row.variables["repo"]) == (
         "vm-7",

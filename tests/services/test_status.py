@@ -42,7 +42,7 @@ from squidkeeper.services.exporter.recent import (
     RecentAnswer,
     RecentDenials,
 )
-from squidkeeper.services.exporter.snapshot import Disk, Snapshot
+from squidkeeper.services.exporter.snapshot import Disk, SessionsView, Snapshot
 from squidkeeper.services.exporter.status_page import explain_command, page
 from squidkeeper.services.maintenance.own_addresses import OwnAddresses
 from squidkeeper.services.maintenance.process import MaintenanceStatus
@@ -269,6 +269,10 @@ WRONG = {
             WELL, squid_version=SquidVersion("squid-openssl 6.13-2+deb13u3", False)
         ),
         "Squid has a known flaw: squid-openssl 6.13-2+deb13u3 is older than 6.13-2+deb13u4, which fixes CVE-2026",
+    ),
+    "sessions-unavailable": (
+        changed(WELL, sessions=SessionsView(is_wanted=True)),
+        "Programs cannot make sessions: the service does not answer.",
     ),
     "quota-store-unavailable": (
         changed(WELL, quota_store_problem="Valkey on 10.0.0.5 port 6379: refused"),

@@ -263,6 +263,12 @@ QUESTIONS_WAITING = Metric(
     "Questions of clients that wait for a person: `squidkeeper ask` lists them.",
 )
 
+SESSIONS = Metric(
+    "squidkeeper_sessions",
+    "Active sessions of a role. Nothing where the policy has no roles, or they cannot be read.",
+    ("role",),
+)
+
 # --- The store of quotas --------------------------------------------------------------
 
 QUOTA_STORE_UP = Metric(

@@ -272,7 +272,11 @@ def _view(
         ).read(now),
         records=RecordSource(layout.access_log, layout.state, layout.archive).read(now),
         services=ServiceSource(
-            layout.policy, layout.state, layout.secrets, layout.pulled
+            layout.policy,
+            layout.state,
+            layout.secrets,
+            layout.pulled,
+            asks_sessions=False,  # by a check of its own
         ).read(now),
     )
 

@@ -251,6 +251,11 @@ def _archive_families(view: Snapshot) -> Iterator[Family]:
         view.services.quota_store_problem,
     )
     yield _family(metrics.QUESTIONS_WAITING, {} if waiting is None else {(): waiting})
+    roles = view.policies.policy.roles if view.policies.policy else ()
+    active = view.services.sessions.active
+    counts = {} if active is None else {(role.name,): 0 for role in roles}
+    counts |= {(role,): count for role, count in (active or {}).items()}
+    yield _family(metrics.SESSIONS, counts)
     ends = view.certificates.quota_store_not_after
     yield _family(
         metrics.QUOTA_STORE_CERTIFICATE_EXPIRY, {(): ends.timestamp()} if ends else {}

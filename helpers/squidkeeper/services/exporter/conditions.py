@@ -903,6 +903,20 @@ def _state_not_writable(view: Snapshot) -> Iterator[str]:
         yield ""
 
 
+@_critical(
+    "sessions-unavailable",
+    "1m",
+    "Programs cannot make sessions",
+    "Run `systemctl restart squidkeeper-sessions`, and read `journalctl -u squidkeeper-sessions`, or sessions.log."
+    " Sessions that are there go on, and end by time.",
+    only_exporter=True,
+)
+def _sessions_unavailable(view: Snapshot) -> Iterator[str]:
+    policy, sessions = view.policies.policy, view.services.sessions
+    if not sessions.answers and (sessions.is_wanted or (policy and policy.roles)):
+        yield "the service does not answer"
+
+
 @_warning("disk-space-low", "5m", "Disk space is low", _MAKE_ROOM)
 def _disk_space_low(view: Snapshot) -> Iterator[str]:
     yield from (

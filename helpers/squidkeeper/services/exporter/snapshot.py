@@ -158,6 +158,18 @@ class RecordView:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionsView:
+    """The sessions of the gateway, and the service that makes them."""
+
+    active: Mapping[str, int] | None = None  # by role; None: they cannot be read
+    is_wanted: bool = False  # sessions.yaml is there
+    answers: bool = False
+
+
+NO_SESSIONS: Final = SessionsView()
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceView:
     """What the other services report."""
 
@@ -167,6 +179,7 @@ class ServiceView:
     pull: PullStatus | None = None
     # None: no store is shared with other gateways
     quota_store_problem: str | None = None
+    sessions: SessionsView = NO_SESSIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@ snapshot, as of now.
 """
 
 import logging
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.base.places import BODIES_FOLDER
+from squidkeeper.base.places import BODIES_FOLDER, sessions_folder
 from squidkeeper.base.rotated_logs import oldest_write, rotated
 from squidkeeper.base.squid_counters import read_counters
 from squidkeeper.base.squid_version import squid_version
@@ -18,10 +19,12 @@ from squidkeeper.record.archive_status import read_archive_status, read_deleted_
 from squidkeeper.record.export_status import read_exports
 from squidkeeper.services.exporter.certificate import read_certificate
 from squidkeeper.services.exporter.snapshot import (
+    NO_SESSIONS,
     CertificateView,
     HelperView,
     RecordView,
     ServiceView,
+    SessionsView,
     SquidView,
     read_disks,
 )
@@ -30,12 +33,17 @@ from squidkeeper.services.maintenance.process import read_maintenance_status
 from squidkeeper.services.pulling.settings import read_pull_status
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.counters.reader import CounterFile, read_all_counter_files
+from squidkeeper.serving.credentials.brought_values import brought_values_folder
 from squidkeeper.serving.credentials.fetch_status import read_fetch_status
 from squidkeeper.serving.drained import drained_since
 from squidkeeper.serving.quotas.notices import read_store_problem
 from squidkeeper.serving.quotas.store_settings import quota_store_file
+from squidkeeper.serving.sessions.counts import count_by_role
 from squidkeeper.serving.squid_crashes import read_crashes
 
+_SESSIONS_SETTINGS: Final = "sessions.yaml"
+_SESSIONS_SOCKET: Final = "api.sock"
+_SOCKET_SECONDS: Final = 2.0
 _FRAGMENT_BYTES: Final = 1024 * 1024
 _log: Final = logging.getLogger(__name__)
 
@@ -131,6 +139,7 @@ class ServiceSource:
     state: Path
     fetched: Path
     pulled: Path | None
+    asks_sessions: bool = True
 
     def read(self, now: float) -> ServiceView:
         """Read each status file."""
@@ -139,6 +148,15 @@ class ServiceSource:
             fetching=read_fetch_status(self.fetched, now),
             pull=read_pull_status(self.pulled) if self.pulled else None,
             quota_store_problem=self._quota_store_problem(now),
+            sessions=self._sessions() if self.asks_sessions else NO_SESSIONS,
+        )
+
+    def _sessions(self) -> SessionsView:
+        run = brought_values_folder(self.fetched.parent).parent
+        return SessionsView(
+            active=count_by_role(sessions_folder(self.state)),
+            is_wanted=(self.directory.parent / _SESSIONS_SETTINGS).exists(),
+            answers=_answers(run / _SESSIONS_SOCKET),
         )
 
     def _quota_store_problem(self, now: float) -> str | None:
@@ -147,6 +165,18 @@ class ServiceSource:
         return read_store_problem(self.state, now) or read_store_problem(
             self.state / BODIES_FOLDER, now
         )
+
+
+def _answers(path: Path) -> bool:
+    """Whether a service answers HTTP on a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_SOCKET_SECONDS)
+        try:
+            asking.connect(str(path))
+            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return bool(asking.recv(1))
+        except OSError:
+            return False
 
 
 def read_counter_files(state: Path) -> tuple[CounterFile, ...]:
