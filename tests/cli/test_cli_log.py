@@ -30,6 +30,7 @@ from squidkeeper.record.log.listing import (
     RequestTable,
 )
 from squidkeeper.record.log.record import parse_record
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS
 from squidkeeper.record.table import listing
 from squidkeeper.record.table.listing import select_rows
 from squidkeeper.record.table.sources import TableSources
@@ -349,7 +350,9 @@ def test_a_filter_leaves_what_was_asked_for(
 ) -> None:
     given = log.make_context("log", list(options)).params
     view = select_rows(
-        table.connection, "requests", chosen_filters(given, Path("/nowhere"))
+        table.connection,
+        "requests",
+        chosen_filters(given, Path("/nowhere"), NO_SESSIONS),
     )
     lines = [
         line.decode()
@@ -526,7 +529,7 @@ def test_each_kind_of_client_is_found_by_its_name(
 ) -> None:
     (policy / "policy.yaml").write_text(KINDS_OF_CLIENTS)
     given = log.make_context("log", ["--client", name]).params
-    (wanted,) = chosen_filters(given, policy)
+    (wanted,) = chosen_filters(given, policy, NO_SESSIONS)
     assert wanted.holds(record(client=client, user=user)) is belongs
 
 

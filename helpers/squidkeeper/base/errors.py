@@ -77,6 +77,12 @@ class UnreadableLog(SquidkeeperError):
     """
 
 
+class UnreadableSessions(SquidkeeperError):
+    """A store of sessions that cannot be read; the text names the file and says
+    why.
+    """
+
+
 class DamagedLog(SquidkeeperError):
     """A compressed log whose content cannot be read any further; the text says why."""
 

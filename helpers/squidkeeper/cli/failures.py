@@ -16,6 +16,7 @@ from squidkeeper.base.errors import (
     NotInstalled,
     SquidkeeperError,
     UnreadableLog,
+    UnreadableSessions,
 )
 
 MISSING: Final = "squidkeeper.missing"  # in the meta of the context
@@ -56,7 +57,7 @@ def told_failures() -> Iterator[None]:
         )
     try:
         yield
-    except (UnreadableLog, InvalidSetting, NotInstalled) as error:
+    except (UnreadableLog, UnreadableSessions, InvalidSetting, NotInstalled) as error:
         raise UnusableInput(str(error)) from error
     except SquidkeeperError as error:
         raise Failed(str(error)) from error

@@ -19,6 +19,7 @@ from squidkeeper.base.formatting import printable, quantity
 from squidkeeper.base.places import revisions_folder
 from squidkeeper.cli import helper_options, options
 from squidkeeper.cli.output import progress, terminal_width
+from squidkeeper.cli.session_keys import OF_SESSIONS, CountKey, check_sessions
 from squidkeeper.cli.wanted_requests import WantedRequests
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from squidkeeper.record.log.drift import DriftChecker, PastPolicies
     from squidkeeper.record.log.filters import Selecting
     from squidkeeper.record.log.follower import Follower
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
     from squidkeeper.record.table.sources import TableSources
 
 # of record/table/listing.py
@@ -35,6 +37,7 @@ _KEYS = (
     "observed",
     "client",
     "gateway",
+    *OF_SESSIONS,
     "model",
     "status",
     "path",
@@ -91,6 +94,13 @@ _FILTERS = (
     multiple=True,
     help="The request ID that an error page shows.",
 )
+@click.option(
+    "--session",
+    "session",
+    metavar="NAME|NUMBER",
+    multiple=True,
+    help="A session, also one that has ended. A name stands for all sessions that had it.",
+)
 @options.gateway_option
 @click.option(
     "--failed",
@@ -115,7 +125,7 @@ _FILTERS = (
 )
 @click.option(
     "--by",
-    type=click.Choice(_KEYS),
+    type=CountKey(_KEYS),
     help="Count requests, denials, tunnels and bytes by this, and what metered requests used.",
 )
 @click.option("--connects", is_flag=True, help="Show every CONNECT.")
@@ -168,11 +178,12 @@ def log(
     from squidkeeper.record.log.recorded_sessions import RecordedSessions
 
     _check(follow=follow, drift=drift, by=by, newest=newest, files=files)
+    check_sessions(state, by, given["session"])
     past = past_policies(directory, state)
     sessions = RecordedSessions.of_gateway(state)
     policies = DriftChecker(past, replacing=past.replacing, sessions=sessions)
     wanted = WantedRequests(
-        filters=chosen_filters(given, directory),
+        filters=chosen_filters(given, directory, sessions),
         since=given["since"],
         until=given["until"],
         newest=newest,
@@ -197,6 +208,7 @@ def log(
                 policies,
                 past,
                 state,
+                sessions,
             )
             _report_unknown_rules(wanted.rules, directory, recorded)
     except BrokenPipeError:  # the reader of the output has closed it
@@ -257,6 +269,7 @@ def _read(
     checker: DriftChecker,
     past: PastPolicies,
     state: Path,
+    sessions: RecordedSessions,
 ) -> tuple[int, set[str]]:
     """Show what files hold; return the number of findings, and the rules of --rule that
     decided a request there.
@@ -269,7 +282,7 @@ def _read(
         if sources.files
         else files_since(options.DEFAULT_LOG, wanted.since)
     )
-    table = TableLog(wanted, sources, files, checker, state)
+    table = TableLog(wanted, sources, files, checker, state, sessions)
     with progress("reading the access log"):
         table.show(past.effective())
     return table.found, table.recorded_rules
@@ -342,7 +355,9 @@ def _report_unknown_rules(
 # --- filters --------------------------------------------------------------------------
 
 
-def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, ...]:
+def chosen_filters(
+    given: dict[str, Any], directory: Path, sessions: RecordedSessions
+) -> tuple[Selecting, ...]:
     """Return the filters that must all hold."""
     from squidkeeper.cli.arguments import clients_named
     from squidkeeper.record.log import filters
@@ -354,6 +369,8 @@ def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, .
                 given["client"], clients_named(directory, given["client"])
             )
         )
+    if given["session"]:
+        wanted.append(filters.of_session(given["session"], sessions.name_of))
     if given["failed"]:
         wanted.append(filters.failed())
     return tuple(wanted)

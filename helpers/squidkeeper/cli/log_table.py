@@ -42,6 +42,12 @@ from squidkeeper.record.table.listing import (
     select_rows,
     with_usage,
 )
+from squidkeeper.record.table.sessions import (
+    SESSION,
+    SESSION_KEY,
+    is_of_sessions,
+    with_session_keys,
+)
 from squidkeeper.record.table.table import Table, open_table
 from squidkeeper.record.table.usage import create_usage
 from squidkeeper.record.usage_ledger import ledger_files
@@ -49,6 +55,7 @@ from squidkeeper.record.usage_ledger import ledger_files
 if TYPE_CHECKING:
     from squidkeeper.cli.wanted_requests import WantedRequests
     from squidkeeper.record.log.drift import DriftChecker, Effective
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
     from squidkeeper.record.table.sources import TableSources
 
 _SHORT_KEY = 20  # columns of a terminal
@@ -67,6 +74,7 @@ class TableLog:
         files: list[Path],
         checker: DriftChecker,
         state: Path,
+        sessions: RecordedSessions,
     ) -> None:
         self.found = 0  # findings of --drift
         self.recorded_rules: set[str] = set()  # of --rule, which decided a record
@@ -75,6 +83,7 @@ class TableLog:
         self._files = files
         self._checker = checker
         self._state = state
+        self._sessions = sessions
         self._requests: RequestTable | None = None
         self._skipped = Skipped()
         self._records = self._tunnels = self._merged = self._shown = 0
@@ -163,8 +172,14 @@ class TableLog:
             select_rows(table.connection, "records", self._wanted.filters),
         )
         metered = self._has_usage(table, view, by) or by == MODEL
+        key = by
+        if is_of_sessions(by):
+            view, records = with_session_keys(
+                table.connection, (view, records), by, self._sessions
+            )
+            key = SESSION_KEY
         counted = with_usage(table.connection, view) if metered else view
-        groups = Groups.count(table.connection, counted, records, by, metered=metered)
+        groups = Groups.count(table.connection, counted, records, key, metered=metered)
         if self._wanted.as_json:
             for group in groups.most_first():
                 numbers = {name: getattr(group, name) for name in groups.shown}
@@ -218,9 +233,10 @@ class TableLog:
         wanted = self._wanted
         if wanted.as_json and not wanted.by:
             return None  # for whole lines
+        by = SESSION if is_of_sessions(wanted.by) else wanted.by
         shown = (
-            (*KEY_FIELDS.get(wanted.by, (wanted.by,)), "bytes", "request_id")
-            if wanted.by
+            (*KEY_FIELDS.get(by, (by,)), "bytes", "request_id")
+            if by
             else listing.ROW_FIELDS
         )
         return {*shown, *fields_of(wanted.filters), *(JUDGED if wanted.drift else ())}

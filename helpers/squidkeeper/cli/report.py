@@ -20,6 +20,7 @@ from squidkeeper.cli.helper_options import (
 )
 from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import progress, report_skipped
+from squidkeeper.cli.session_keys import OF_SESSIONS, CountKey, check_sessions
 
 if TYPE_CHECKING:
     from squidkeeper.cli.arguments import TableOptions
@@ -38,6 +39,11 @@ _STDOUT = Path("-")
 @path_option(
     "--html", metavar="PAGE", help="Write one HTML page; - for standard output."
 )
+@click.option(
+    "--by",
+    type=CountKey(OF_SESSIONS),
+    help="What a client is, in place of an address and a proxy user.",
+)
 @json_option
 @policy_option
 @state_option(
@@ -47,6 +53,7 @@ _STDOUT = Path("-")
 def report(
     read: TableOptions,
     html: Path | None,
+    by: str | None,
     as_json: bool,
     directory: Path,
     state: Path | None,
@@ -71,6 +78,7 @@ def report(
     if html is not None and as_json:
         raise click.UsageError("give one of --html PAGE and --json")
     _check_page(html, read.files)
+    check_sessions(state or DEFAULT_STATE, by)
     past = _past_policies(state)
     reasons = _reasons(directory, state or DEFAULT_STATE)
     ledger = state or (DEFAULT_STATE if read.sources.log else None)
@@ -83,6 +91,7 @@ def report(
             reasons,
             ledger,
             state,
+            by,
         )
     _write(found, html, as_json=as_json)
 
@@ -115,12 +124,14 @@ def _build(
     reasons: Reasons,
     ledger: Path | None,
     state: Path | None,
+    by: str | None,
 ) -> Report:
     from squidkeeper.record.log.drift import DriftChecker
     from squidkeeper.record.log.recorded_sessions import RecordedSessions
     from squidkeeper.record.report.builder import (
         COLUMNS,
         OF_DENIALS,
+        CountedClients,
         build_report,
         drift,
     )
@@ -133,10 +144,11 @@ def _build(
     # else all that was before it, too
     since = period.since if isinstance(sources.archive, LiveGateways) else None
     checker = None
+    sessions = RecordedSessions.of_gateway(state or DEFAULT_STATE)
+    clients = CountedClients(by, sessions) if by else CountedClients()
     if past and state:
-        sessions = RecordedSessions.of_gateway(state)
         checker = DriftChecker(past, replacing=past.replacing, sessions=sessions)
-    columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
+    columns = {*COLUMNS, *clients.columns, *(JUDGED if checker else ())}
     with open_table(
         sources, since, threads=threads, columns=columns, partial=OF_DENIALS
     ) as table:
@@ -150,6 +162,7 @@ def _build(
             invalid=table.skipped.count,
             damaged=[*table.skipped.missing, *table.skipped.damaged],
             with_usage=_has_usage(table, ledger, period),
+            clients=clients,
             drift=drift(table.connection, period, checker, past.effective())
             if checker and past
             else None,

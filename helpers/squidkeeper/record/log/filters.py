@@ -174,6 +174,22 @@ def of_request_id(given: Iterable[str]) -> ValueFilter:
     return ValueFilter("request_id", frozenset(given))
 
 
+def of_session(
+    given: Iterable[str], name_of: Callable[[str], str | None]
+) -> MatchFilter:
+    """Hold for the requests of one of these sessions: by number, or by name.
+
+    `name_of` tells the name of a number; None where the session is not known.
+    """
+    wanted = frozenset(given)
+    return MatchFilter(
+        ("session",),
+        lambda number: (
+            number != NONE and not wanted.isdisjoint((number, name_of(number)))
+        ),
+    )
+
+
 def of_gateway(given: Iterable[str]) -> ValueFilter:
     """Hold for the requests that one of these gateways served."""
     return ValueFilter("gateway", frozenset(given))

@@ -7,6 +7,7 @@ sessions, as long as that keeps them.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -47,7 +48,10 @@ class RecordedSessions:
             Following,  # late: few need it
         )
 
-        return cls(Following(state).recorded)
+        following = Following(state)
+        found = cls(following.recorded)
+        weakref.finalize(found, following.close)
+        return found
 
     def of(self, record: Record) -> Session | Unknown | None:
         """Find the session of a record; None where it names none."""
@@ -63,6 +67,11 @@ class RecordedSessions:
             if known is not None:
                 self._known[number] = known
         return known or Unknown.SESSION
+
+    def name_of(self, number: str) -> str | None:
+        """Name the session of a number; None where it is unknown, or none."""
+        found = self.numbered(number)
+        return None if found is None or found is Unknown.SESSION else found.name
 
     def known(self, record: Record) -> Session | None:
         """Find the session of a record; None also where it is unknown."""

@@ -6,12 +6,14 @@ A section has its SQL beside its figures.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from squidkeeper.record.log.drift import DriftChecker, Effective
 from squidkeeper.record.log.listing import shown_field
 from squidkeeper.record.log.record import NONE, redacted_url, truncate
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 from squidkeeper.record.report import figures, sections
 from squidkeeper.record.report.denials import URL_SHOWN, Reasons, denials
 from squidkeeper.record.report.period import Period, RecordCounts, utc
@@ -20,6 +22,12 @@ from squidkeeper.record.report.upstreams import upstreams
 from squidkeeper.record.report.usage import usage
 from squidkeeper.record.table.columns import Partial
 from squidkeeper.record.table.drift_table import DriftTable
+from squidkeeper.record.table.sessions import (
+    SESSION_KEY,
+    is_of_sessions,
+    with_session_keys,
+)
+from squidkeeper.record.table.usage import USAGE
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -45,6 +53,13 @@ _FIRST_AND_LAST: Final = "SELECT min(first), max(last) FROM pairs"
 _LEFT_OUT: Final = "SELECT reason, count(*) FROM left_out GROUP BY ALL"
 _SHOWN = 50
 
+_CLIENT: Final = f"coalesce({SESSION_KEY}, '{NONE}') AS client, NULL AS \"user\""
+_BY_SESSIONS: Final = f"CREATE TEMP VIEW requests_by_sessions AS SELECT * REPLACE ({_CLIENT}) FROM {{view}}"
+_USAGE_BY_SESSIONS: Final = f"""
+    CREATE TEMP VIEW usage_by_sessions AS SELECT u.* REPLACE ({_CLIENT}) FROM {USAGE} u LEFT JOIN
+        (SELECT request_id, any_value({SESSION_KEY}) AS {SESSION_KEY} FROM requests_by_sessions GROUP BY 1)
+        USING (request_id)
+"""
 _RECORDS: Final = "CREATE TEMP VIEW checked AS FROM records WHERE {within}"
 _KINDS: Final = "SELECT kind, count(*) AS number FROM drift GROUP BY kind ORDER BY number DESC, kind"
 _LATEST: Final = f"""
@@ -52,6 +67,39 @@ _LATEST: Final = f"""
         finding_rule, reason, kind
     FROM drift ORDER BY time DESC, client, method, url LIMIT {_SHOWN}
 """
+
+
+@dataclass(frozen=True, slots=True)
+class CountedClients:
+    """What a client is in a report, by `by` of `record/table/sessions.py`; `client`: an
+    address and a proxy user.
+    """
+
+    by: str = "client"
+    sessions: RecordedSessions = NO_SESSIONS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the table has to have beside `COLUMNS`."""
+        return ("session", "request_id") if is_of_sessions(self.by) else ()
+
+    def requests(self, connection: DuckDBPyConnection) -> str:
+        """Make a view of the requests with what their clients are; return its name."""
+        if not is_of_sessions(self.by):
+            return "requests"
+        (view,) = with_session_keys(connection, ("requests",), self.by, self.sessions)
+        connection.execute(_BY_SESSIONS.format(view=view))
+        return "requests_by_sessions"
+
+    def usage(self, connection: DuckDBPyConnection) -> str:
+        """Make the same of what metered requests have used."""
+        if not is_of_sessions(self.by):
+            return USAGE
+        connection.execute(_USAGE_BY_SESSIONS)
+        return "usage_by_sessions"
+
+
+_EACH: Final = CountedClients()
 
 
 def build_report(
@@ -65,15 +113,16 @@ def build_report(
     damaged: Iterable[str] = (),
     drift: figures.DriftFigures | None = None,
     with_usage: bool = False,
+    clients: CountedClients = _EACH,
 ) -> figures.Report:
     """Build the report of a period from the views `requests` and `records`.
 
     Records from before the period show which hosts are new. `reasons` tells that of a
     rule, `invalid` the lines that are no records, `damaged` the files that were read
-    in part. `with_usage`: there is a table `usage`.
+    in part. `with_usage`: there is a table `usage`. `clients`: what counts as one.
     """
     records = period.count_records(connection)
-    period.load(connection)
+    period.load(connection, clients.requests(connection))
     sections.load_new_hosts(connection, period)
     sections.load_answered(connection)
     since, until = _period(connection, period)
@@ -86,6 +135,7 @@ def build_report(
         files=tuple(files),
         since=since,
         until=until,
+        clients_by=clients.by,
         summary=sums,
         timeline=over_time,
         traffic=traffic(connection),
@@ -95,7 +145,9 @@ def build_report(
         first_seen=sections.first_seen(connection, records),
         upstreams=upstreams(connection),
         client_errors=sections.client_errors(connection),
-        usage=usage(connection, steps) if with_usage else None,
+        usage=usage(connection, steps, clients.usage(connection))
+        if with_usage
+        else None,
         drift=drift,
         left_out=tuple(
             sorted(

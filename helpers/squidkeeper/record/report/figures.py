@@ -377,6 +377,10 @@ class Report:
     """Start of the period: as given, or the first request; None if there is neither."""
     until: datetime | None
     """End of the period."""
+    clients_by: str
+    """What a client is: `client`, an address and a proxy user; else as given by `--by`:
+    `session`, `role` or `label:NAME`.
+    """
     summary: SummaryFigures
     timeline: TimelineFigures
     traffic: TrafficFigures

@@ -58,12 +58,12 @@ _UNJUDGED: Final = f"""
     SELECT
         {_COLUMNS}, false AS denied, {ENDED_BY_CLIENT} AS ended_by_client, {HAS_FAILED} AS failed,
         CASE {_REASON} END AS reason
-    FROM requests WHERE verdict IS NULL AND {{within}}
+    FROM {{requests}} WHERE verdict IS NULL AND {{within}}
 """
 _REPORTED: Final = f"""
     CREATE TEMP VIEW reported AS
     SELECT {_COLUMNS}, verdict = 'deny' AS denied, {ENDED_BY_CLIENT} AS ended_by_client, {HAS_FAILED} AS failed
-    FROM requests WHERE verdict IS NOT NULL AND {{within}}
+    FROM {{requests}} WHERE verdict IS NOT NULL AND {{within}}
     UNION ALL BY NAME
     SELECT * EXCLUDE reason FROM unjudged WHERE reason IS NULL
 """
@@ -122,10 +122,10 @@ class Period:
         since = f"time >= {time_literal(self.since)}" if self.since else "true"
         return f"{since} AND time < {time_literal(self.until)}" if self.until else since
 
-    def load(self, connection: DuckDBPyConnection) -> None:
-        """Make `reported`, `left_out` and `pairs`."""
+    def load(self, connection: DuckDBPyConnection, requests: str = "requests") -> None:
+        """Make `reported`, `left_out` and `pairs` of a view of requests."""
         for statement in (_UNJUDGED, _REPORTED, _LEFT_OUT, _PAIRS):
-            connection.execute(statement.format(within=self.within))
+            connection.execute(statement.format(within=self.within, requests=requests))
 
     def count_records(self, connection: DuckDBPyConnection) -> RecordCounts:
         """Count the records before, after and in the period."""

@@ -39,6 +39,8 @@ def _head(report: Report) -> Iterator[str]:
     yield f"{quantity(sums.requests, 'request')}: {thousands(sums.allowed)} allowed, {thousands(sums.denied)} denied"
     yield f"; {thousands(sums.failed)} failed. {quantity(sums.clients, 'client')}, {quantity(sums.hosts, 'host')}, "
     yield f"{quantity(sums.tunnels, 'tunnel')}, {byte_size(sums.response_bytes)} to clients.\n"
+    if report.clients_by != "client":
+        yield f"Clients are counted by {report.clients_by}.\n"
     if sums.median_ms is not None and sums.p95_ms is not None:
         yield f"Of the allowed, half took up to {milliseconds(sums.median_ms)}, "
         yield f"95 % up to {milliseconds(sums.p95_ms)}.\n"

@@ -21,8 +21,8 @@ _SUMS: Final = (
     " coalesce(sum(tokens_out), 0)::BIGINT, coalesce(sum(cost), 0)::BIGINT"
 )
 _WITHIN: Final = (
-    f"CREATE TEMP TABLE used AS FROM {USAGE} WHERE epoch_ms(time) >= "
-    f"{{start}} AND epoch_ms(time) < {{end}}"
+    "CREATE TEMP TABLE used AS FROM {rows} WHERE epoch_ms(time) >= "
+    "{start} AND epoch_ms(time) < {end}"
 )
 _ALL: Final = f"SELECT {_SUMS} FROM used"
 _BY: Final = (
@@ -32,12 +32,15 @@ _BY: Final = (
 _TOKENS: Final = "SELECT (epoch_ms(time) - ?) // ?, sum(tokens_in + tokens_out)::BIGINT FROM used GROUP BY ALL"
 
 
-def usage(connection: DuckDBPyConnection, steps: Steps) -> figures.UsageFigures | None:
-    """Return what was used in these steps, by the table `usage`; None where nothing was
-    metered.
+def usage(
+    connection: DuckDBPyConnection, steps: Steps, rows: str = USAGE
+) -> figures.UsageFigures | None:
+    """Return what was used in these steps, by rows of the table `usage`; None where
+    nothing was metered.
     """
     start, each = steps.first * 1000, steps.seconds * 1000
-    connection.execute(_WITHIN.format(start=start, end=start + each * steps.number))
+    end = start + each * steps.number
+    connection.execute(_WITHIN.format(rows=rows, start=start, end=end))
     (total,) = connection.execute(_ALL).fetchall()
     if not total[0]:
         return None

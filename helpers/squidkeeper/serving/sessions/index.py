@@ -41,7 +41,7 @@ _LOOK_SECONDS: Final = 0.5
 _WAIT_SECONDS: Final = 0.2  # for a service that repairs the file at its start
 _TRIES: Final = 3
 _CACHE_KB: Final = 200  # of pages
-_FAULTS: Final = (sqlite3.Error, OSError, ValueError, TypeError, AttributeError)
+FAULTS: Final = (sqlite3.Error, OSError, ValueError, TypeError, AttributeError)
 _UNAVAILABLE: Final = Refused(
     SESSIONS_UNAVAILABLE,
     "The gateway cannot read its sessions, so it denies what needs one. Its operators must repair them.",
@@ -88,7 +88,7 @@ class SessionIndex:
     def __init__(self, folder: Path, now: Callable[[], TimeNow] = TimeNow.now) -> None:
         self._folder = folder
         self._now = now
-        self._file = _SessionFile(folder / FILE)
+        self._file = SessionFile(folder / FILE)
         self._counter: MappedCounter | None = None
         self._counts: list[int] | memoryview[int] = _NO_COUNT
         self._seen = -1
@@ -143,8 +143,8 @@ class SessionIndex:
             row = self._file.read(
                 lambda database: database.execute(query, (number,)).fetchone()
             )
-            return None if row is None else _session(session_row(row))
-        except _FAULTS:
+            return None if row is None else session_of(session_row(row))
+        except FAULTS:
             return None
 
     def stamp_of(self, line: bytes) -> Stamp:
@@ -176,7 +176,7 @@ class SessionIndex:
             row = self._file.read(
                 lambda database: database.execute(_LAST_ENDED, networks).fetchone()
             )
-        except _FAULTS:
+        except FAULTS:
             return ""
         if row is None:
             return ""
@@ -254,7 +254,7 @@ class SessionIndex:
             self._map_counter()
             seen = self._counts[0]  # ahead of reading: a later change is read again
             self._read_changes(at)
-        except _FAULTS as error:
+        except FAULTS as error:
             self._fail(error)
         else:
             self._seen, self._refused, self._problem = seen, None, ""
@@ -299,7 +299,7 @@ class SessionIndex:
         return max(0.0, min((_LOOK_SECONDS, *ends)))
 
 
-class _SessionFile:
+class SessionFile:
     """The file of sessions, which is never written here.
 
     Beside the service, and after it was killed, the file is open with its `-wal`. After
@@ -376,7 +376,8 @@ def _changed(database: sqlite3.Connection, since: int) -> Iterator[SessionRow]:
     return map(session_row, database.execute(query, values))
 
 
-def _session(row: SessionRow) -> Session:
+def session_of(row: SessionRow) -> Session:
+    """Return a session as the engine knows it."""
     values = {intern(name): texts for name, texts in row.variables.items()}
     labels = {intern(name): intern(text) for name, text in row.labels.items()}
     return Session(row.number, row.name, intern(row.role), values, row.change, labels)
@@ -384,7 +385,7 @@ def _session(row: SessionRow) -> Session:
 
 def _active(row: SessionRow, at: TimeNow) -> _Active:
     return _Active(
-        _session(row),
+        session_of(row),
         row.network,
         row.token_sha256,
         row.ends,

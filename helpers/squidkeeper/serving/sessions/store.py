@@ -235,8 +235,18 @@ class SessionStore:
         return self._rows("ended >= ? ORDER BY ended, number", at)
 
     def purge(self, before: float) -> int:
-        """Forget the sessions that ended before a time; return how many."""
+        """Forget the sessions that ended before a time, in the files too; return how
+        many.
+        """
+        removed = self._purge(before)
+        if removed:
+            with self._lock, self._database.opened() as database:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return removed
+
+    def _purge(self, before: float) -> int:
         with self._changing() as database:
+            database.execute("PRAGMA secure_delete = ON")
             found = database.execute(
                 "SELECT max(change) FROM sessions WHERE ended < ?", (before,)
             ).fetchone()[0]
