@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from ipaddress import ip_network
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,31 +16,67 @@ from squidkeeper.services.sessions import keeper as keeping
 from squidkeeper.services.sessions.connections import Cut
 from squidkeeper.services.sessions.content import ContentKey
 from squidkeeper.services.sessions.keeper import (
+    KEPT_SECONDS,
     ClientSide,
     GatewayOfSessions,
     SessionKeeper,
 )
-from squidkeeper.services.sessions.models import PolicyTerms
+from squidkeeper.services.sessions.models import PolicyTerms, SessionState
 from squidkeeper.services.sessions.orchestrators import Orchestrator
+from squidkeeper.services.sessions.problems import CallRefused
 from squidkeeper.services.sessions.session_secrets import SessionSecrets
 from squidkeeper.serving.sessions.store import SessionRow, SessionStore
 
-from ..serving.sessions_made import new
+from ..serving.sessions_made import START, Clock, new
 
 VM = "192.0.2.1/32"
 PLATFORM, OTHER = Orchestrator("platform"), Orchestrator("other")
-TERMS = PolicyTerms("1" * 12, {"agent": Role("agent", Location(""))})
+TERMS = PolicyTerms(
+    "1" * 12,
+    {"agent": Role("agent", Location(""))},
+    (ip_network("192.0.2.0/24"),),
+    frozenset({"key"}),
+)
+ASKED = {"role": "agent", "address": "192.0.2.1", "ttl": 600}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SessionStore]:
-    store = SessionStore(tmp_path / "sessions")
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[SessionStore]:
+    store = SessionStore(tmp_path / "sessions", clock)
     store.start()
     with closing(store):
         yield store
 
 
-def kept(store: SessionStore, folder: Path, cuts: list[str]) -> SessionKeeper:
+class Waited:
+    """The time of the keeper: to wait sets it."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def monotonic(self) -> float:
+        return self.waited
+
+    def wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> Waited:
+    waited = Waited()
+    clock = SimpleNamespace(monotonic=waited.monotonic, sleep=waited.wait)
+    monkeypatch.setattr(keeping, "time", clock)
+    return waited
+
+
+def kept(
+    store: SessionStore, folder: Path, cuts: list[str], clock: Clock | None = None
+) -> SessionKeeper:
     def cut(rows: Sequence[SessionRow]) -> Cut:
         cuts.extend(row.name for row in rows)
         return Cut()
@@ -48,7 +86,11 @@ def kept(store: SessionStore, folder: Path, cuts: list[str]) -> SessionKeeper:
         lambda: TERMS, cut, lambda *_: ClientSide("http://gateway:3129", {})
     )
     return SessionKeeper(
-        store, SessionSecrets(folder / "secrets"), ContentKey(folder), around
+        store,
+        SessionSecrets(folder / "secrets"),
+        ContentKey(folder),
+        around,
+        clock or Clock(),
     )
 
 
@@ -84,3 +126,43 @@ def test_what_ended_ahead_of_a_start_is_cut_after_it(
     cuts: list[str] = []
     kept(store, tmp_path, cuts).check()
     assert cuts == ["vm"]
+
+
+def test_a_session_named_like_an_address_gives_nobody_that_address_early(
+    store: SessionStore, tmp_path: Path, waited: Waited
+) -> None:
+    store.create(new("192.0.2.1", "192.0.2.9/32"))
+    store.create(new("first", VM))
+    keeper = kept(store, tmp_path, [])
+    keeper.end(PLATFORM, "first")
+    keeper.put(PLATFORM, "second", ASKED)
+    assert waited.waited == KEPT_SECONDS
+
+
+def test_a_session_is_extended_though_the_clock_was_set_back(
+    store: SessionStore, tmp_path: Path, clock: Clock, waited: Waited
+) -> None:
+    keeper = kept(store, tmp_path, [], clock)
+    made = keeper.put(PLATFORM, "vm", ASKED)
+    clock.set(wall=START.wall - 3_600, since_boot=START.since_boot + 300)
+    again = keeper.put(PLATFORM, "vm", ASKED)
+    assert (made.is_new, again.is_new, again.shown.extended) == (True, False, True)
+    clock.set(since_boot=START.since_boot + 700)  # its first end
+    keeper.check()
+    assert keeper.get(PLATFORM, "vm").shown.state == SessionState.ACTIVE
+    clock.set(since_boot=START.since_boot + 1_000)
+    keeper.check()
+    assert keeper.get(PLATFORM, "vm").shown.state == SessionState.ENDED
+
+
+def test_a_change_that_is_refused_leaves_the_secrets_as_they_were(
+    store: SessionStore, tmp_path: Path, waited: Waited
+) -> None:
+    keeper = kept(store, tmp_path, [])
+    made = keeper.put(PLATFORM, "vm", {**ASKED, "secrets": {"key": "old"}})
+    store.create(new("other", "192.0.2.2/32"))
+    change = {"address": "192.0.2.2", "secrets": {"key": "new"}}
+    with pytest.raises(CallRefused, match="another session has this address"):
+        keeper.change(PLATFORM, "vm", change, "*")
+    values = SessionSecrets(tmp_path / "secrets").of(made.shown.number)
+    assert values == {"key": "old"}

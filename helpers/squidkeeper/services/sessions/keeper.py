@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -111,11 +111,13 @@ class SessionKeeper:
         secret_values: SessionSecrets,
         key: ContentKey,
         around: GatewayOfSessions,
+        now: Callable[[], TimeNow] = TimeNow.now,
     ) -> None:
         self._store = store
         self._secrets = secret_values
         self._key = key
         self._around = around
+        self._now = now
         self._lock = RLock()
         self._active: dict[str, SessionRow] = {}  # by name
         # when a name or network was left; at the start none is known, so all wait
@@ -124,7 +126,7 @@ class SessionKeeper:
         self._cut_again: deque[tuple[float, SessionRow]] = deque()
         for row in store.active():
             self._take(row)
-        for row in store.ended_since(time.time() - _CUT_AT_START_SECONDS):
+        for row in store.ended_since(now().wall - _CUT_AT_START_SECONDS):
             self._cut_later(row)
         secret_values.keep([row.number for row in self._active.values()])
 
@@ -159,7 +161,7 @@ class SessionKeeper:
         terms, row = self._around.terms(), self._active_of(caller, name)
         judging = Judging(terms, caller, role=row.role)
         asked = judged(SessionChange, data, judging)
-        with self._ready(*_places(asked.address)):
+        with self._ready(None, *_places(asked.address)):
             row = self._active_of(caller, name)
             if version not in ("*", version_of(row)):
                 raise CallRefused(
@@ -264,7 +266,7 @@ class SessionKeeper:
     def _put(
         self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
     ) -> Kept:
-        with self._ready(*_places(asked.address), name):
+        with self._ready(name, *_places(asked.address)):
             row = self._active.get(name)
             if row is not None:
                 return self._again(caller, row, asked, terms)
@@ -289,8 +291,8 @@ class SessionKeeper:
                 f"session {row.number} has this name and other content: change it by PATCH, or end it first",
             )
         self._write_secrets(row.number, _revealed(asked))
-        lifetime = _lifetime(row.created, asked.ttl, row.role, terms)
-        extends = time.time() + lifetime >= row.ends + _A_SECOND
+        lifetime = self._lifetime(row.created, asked.ttl, row.role, terms)
+        extends = lifetime >= self._rest(row) + _A_SECOND
         if extends:
             with _told_store():
                 row = self._take(self._store.change(row.number, lifetime=lifetime))
@@ -326,7 +328,7 @@ class SessionKeeper:
             labels=asked.labels,
             secrets=tuple(sorted(values)),
             orchestrator=caller.name,
-            lifetime=_lifetime(time.time(), asked.ttl, asked.role, terms),
+            lifetime=self._lifetime(self._now().wall, asked.ttl, asked.role, terms),
             content=content.text(),
         )
         with _told_store():
@@ -345,21 +347,26 @@ class SessionKeeper:
         values, content = _revealed(asked), Content.parse(row.content)
         lifetime = None
         if asked.ttl is not None:
-            lifetime = _lifetime(row.created, asked.ttl, row.role, terms)
+            lifetime = self._lifetime(row.created, asked.ttl, row.role, terms)
         content = Content(
             asked.ttl if asked.ttl is not None else content.ttl,
             content.made_token,
             {**content.secrets, **self._key.hashes(values)},
         )
+        former = self._secrets.of(row.number)
         self._write_secrets(row.number, values)
-        with _told_store():
-            changed = self._store.change(
-                row.number,
-                lifetime=lifetime,
-                network=asked.address,
-                secrets=tuple(sorted({*row.secrets, *values})),
-                content=content.text(),
-            )
+        try:
+            with _told_store():
+                changed = self._store.change(
+                    row.number,
+                    lifetime=lifetime,
+                    network=asked.address,
+                    secrets=tuple(sorted({*row.secrets, *values})),
+                    content=content.text(),
+                )
+        except CallRefused:
+            self._secrets.restore(row.number, former)
+            raise
         if changed.network != row.network:
             self._leave(row)
             self._cut_later(row)
@@ -389,29 +396,28 @@ class SessionKeeper:
             ) from error
 
     @contextmanager
-    def _ready(self, *keys: str | None) -> Iterator[None]:
+    def _ready(self, name: str | None, *places: str) -> Iterator[None]:
         """Wait until nothing of a former session holds for a name or network, and keep
         others out.
         """
         while True:
             with self._lock:
                 self._cut_again.extendleft((0, row) for row in self._end_over())
-                wait = self._seconds_to_wait(keys)
+                wait = self._seconds_to_wait(name, places)
                 if wait <= 0:
                     yield
                     return
             time.sleep(wait)
 
-    def _seconds_to_wait(self, keys: Iterable[str | None]) -> float:
-        if any(key in self._active for key in keys):
+    def _seconds_to_wait(self, name: str | None, places: Sequence[str]) -> float:
+        if name in self._active:
             return 0  # it is asked about the session that is there
-        since = max(
-            (self._left.get(key or "", self._began) for key in keys if key), default=0
-        )
+        left = (*places, *([] if name is None else [name]))
+        since = max((self._left.get(key, self._began) for key in left), default=0)
         return since + KEPT_SECONDS - time.monotonic()
 
     def _end_over(self) -> list[SessionRow]:
-        at = TimeNow.now()
+        at = self._now()
         over = [row for row in self._active.values() if row.expired(at)]
         for row in over:
             self._end(row, EXPIRED)
@@ -553,7 +559,7 @@ class SessionKeeper:
     ) -> tuple[SessionState, str | None]:
         if row.ended is not None:
             return SessionState.ENDED, row.ended_why
-        if row.expired(TimeNow.now()):
+        if row.expired(self._now()):
             return SessionState.ENDED, EXPIRED
         role = terms.roles.get(row.role)
         if role is None:
@@ -566,6 +572,22 @@ class SessionKeeper:
             names = ", ".join(missing)
             return SessionState.SECRETS_MISSING, f"give these again: {names}"
         return SessionState.ACTIVE, None
+
+    def _lifetime(
+        self, created: float, ttl: int | None, role: str, terms: PolicyTerms
+    ) -> float:
+        """Return how long a session lives from now on; its role bounds the whole."""
+        known = terms.roles.get(role)
+        most = known.ttl if known else LONGEST_TTL
+        return min(ttl or most, created + most - self._now().wall)
+
+    def _rest(self, row: SessionRow) -> float:
+        """Return how long a session still lives, by the clock that ends it first."""
+        at = self._now()
+        by_wall = row.ends - at.wall
+        if row.boot != at.boot:
+            return by_wall
+        return min(by_wall, row.boot_ends - at.since_boot)
 
 
 @contextmanager
@@ -586,13 +608,6 @@ def _told_store() -> Iterator[None]:
         raise CallRefused(
             ProblemCode.STORE_UNAVAILABLE, f"nothing has changed: {error}"
         ) from error
-
-
-def _lifetime(created: float, ttl: int | None, role: str, terms: PolicyTerms) -> float:
-    """Return how long a session lives from now on: its role bounds its whole life."""
-    known = terms.roles.get(role)
-    most = known.ttl if known else LONGEST_TTL
-    return min(ttl or most, created + most - time.time())
 
 
 def version_of(row: SessionRow) -> str:

@@ -25,12 +25,19 @@ class SessionSecrets:
     def put(self, number: int, values: Mapping[str, str]) -> None:
         """Add values to those of a session; OSError where they cannot be written."""
         if values:
-            whole = {**self._read(number), **values}
-            replace(self._file(number), json.dumps(whole).encode(), _MODE)
+            self._write(number, {**self.of(number), **values})
+
+    def restore(self, number: int, values: Mapping[str, str]) -> None:
+        """Put back the values that a session had, as far as they can be written."""
+        if not values:
+            return self.remove(number)
+        with suppress(OSError):
+            self._write(number, values)
+        return None
 
     def missing(self, number: int, names: Collection[str]) -> list[str]:
         """List the names whose values are not here, such as after a reboot."""
-        return sorted(set(names) - self._read(number).keys()) if names else []
+        return sorted(set(names) - self.of(number).keys()) if names else []
 
     def remove(self, number: int) -> None:
         """Remove the values of a session that has ended."""
@@ -44,12 +51,16 @@ class SessionSecrets:
             if file.name not in known:
                 file.unlink(missing_ok=True)
 
-    def _file(self, number: int) -> Path:
-        return self._folder / str(number)
-
-    def _read(self, number: int) -> dict[str, str]:
+    def of(self, number: int) -> dict[str, str]:
+        """Read the values of a session."""
         try:
             found = json.loads(self._file(number).read_bytes())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def _write(self, number: int, values: Mapping[str, str]) -> None:
+        replace(self._file(number), json.dumps(values).encode(), _MODE)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / str(number)
