@@ -149,6 +149,13 @@ class Raw:
         except (ConnectionError, ssl.SSLError):
             return b""
 
+    def is_ended(self) -> bool:
+        """Read what has come; whether the connection has ended."""
+        while self.is_answered():
+            if not self.receive():
+                return True
+        return False
+
     def answer(self, method: str = "GET") -> Reply:
         """Read one response; NO_ANSWER where the connection ended instead."""
         try:

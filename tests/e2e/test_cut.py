@@ -5,7 +5,6 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -88,14 +87,6 @@ def passed_through(gateway: Gateway, client: str) -> Raw:
 OPEN = (kept_alive, streaming, silent, half_a_head, unused_tunnel, passed_through)
 
 
-def is_ended(raw: Raw) -> bool:
-    """Read what has come; whether the connection has ended."""
-    while raw.is_answered():
-        if not raw.receive():
-            return True
-    return False
-
-
 def websocket(gateway: Gateway, client: str) -> ClientConnection:
     opened = socket.create_connection(gateway.address, source_address=(client, 0))
     opened.sendall(
@@ -130,10 +121,10 @@ def test_all_that_a_client_has_open_ends_and_others_go_on(
     all_of_it = len(OPEN) + 1
     assert cut([ip_network(ENDED)], [listener(gateway)]) == Cut(ended=all_of_it)
     for raw in theirs:
-        wait_for(partial(is_ended, raw), "the end")
+        wait_for(raw.is_ended, "the end")
     with pytest.raises(ConnectionClosed):
         theirs_live.recv(60)
-    assert [is_ended(raw) for raw in others] == [False] * len(OPEN)
+    assert [raw.is_ended() for raw in others] == [False] * len(OPEN)
     others_live.send("hello")
     assert others_live.recv(60) == "hello"
     assert others[0].get("/kept", "example.com").status == 200
@@ -176,7 +167,7 @@ print(cut([ip_network("{ENDED}")], [Listener(*{gateway.address})]))
             "setpriv", "--bounding-set=-net_admin", sys.executable, "-c", program
         )
         assert said == "Cut(ended=0, left=2, problem='')\n"
-        assert not is_ended(theirs)
+        assert not theirs.is_ended()
 
 
 def test_without_the_program_nothing_is_known(

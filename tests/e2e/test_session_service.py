@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,6 +19,7 @@ from .gateway import Gateway, NewGateway
 from .origin import Origins, Stream
 from .raw import Raw, tunnel
 from .reply import parse_head
+from .session_service import Service
 
 VM, OTHER = "127.0.0.13", "127.0.0.12"
 SECRET, NEW_SECRET, OTHERS_SECRET = (
@@ -50,101 +44,9 @@ credentials:
 quotas:
   - {name: few, per: session, clients: [agent], rules: [few], requests: 3, every: hour}
 """
-SETTINGS = "version: 1\norchestrators: {local: {roles: [agent, writer]}}\n"
 STREAM = Stream(events=(b"data: event\n\n",) * 3000, pause=0.1)
 DOCS, UPLOAD, FEW = (f"https://{name}.example/" for name in ("docs", "upload", "few"))
 GONE_SECONDS = 2.1  # Squid keeps an answer about an address that long
-
-
-@dataclass(frozen=True)
-class Answered:
-    status: int
-    body: Any
-    etag: str | None
-
-
-class Service:
-    """The process that makes the sessions of a gateway, with Squid's group."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway, self.layout = gateway, gateway.layout
-        self.layout.sessions_settings.write_text(SETTINGS)
-        for folder, mode in (
-            (self.layout.sessions, 0o2750),
-            (self.layout.sessions_run, 0o755),
-            (self.layout.sessions_audit.parent, 0o750),
-        ):
-            folder.mkdir(exist_ok=True)
-            shutil.chown(folder, group="proxy")
-            folder.chmod(mode)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        layout = self.layout
-        options = {
-            "--policy": layout.policy,
-            "--state": layout.state,
-            "--sessions": layout.sessions,
-            "--run": layout.sessions_run,
-            "--config": layout.sessions_settings,
-            "--audit-log": layout.sessions_audit,
-            "--access-log": layout.access_log,
-            "--listen": self.gateway.authority,
-            "--proxy": f"http://{self.gateway.authority}",
-        }
-        words = [str(word) for pair in options.items() for word in pair]
-        account = ("setpriv", "--pdeathsig", "KILL", "--regid", "proxy")
-        command = [*account, "--clear-groups", f"{self.gateway.root}/bin/squidkeeper"]
-        with (self.gateway.root / "log/sessions.log").open("ab") as out:
-            self.process = subprocess.Popen(
-                [*command, "sessions", *words], stdout=out, stderr=out
-            )
-        wait_for(self.answers, "the service of sessions")
-
-    def answers(self) -> bool:
-        assert self.process
-        told = self.gateway.root / "log/sessions.log"
-        assert self.process.poll() is None, told.read_text()
-        try:
-            return self.call("GET", "/v1/openapi.json").status == 200
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        assert self.process
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(60)
-
-    def call(
-        self, method: str, where: str, body: object = None, match: str = ""
-    ) -> Answered:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(60)
-        with closing(connection):
-            connection.sock.connect(str(self.layout.sessions_socket))
-            data = None if body is None else json.dumps(body)
-            headers = {"If-Match": match} if match else {}
-            connection.request(method, where, data, headers)
-            answer = connection.getresponse()
-            read = answer.read()
-        return Answered(
-            answer.status, json.loads(read) if read else None, answer.headers["ETag"]
-        )
-
-    def put(self, name: str, role: str = "agent", **more: object) -> dict[str, Any]:
-        if role == "agent":
-            more = {"variables": {"repo": "acme/app"}, **more}
-        answer = self.call("PUT", f"/v1/sessions/{name}", {"role": role, **more})
-        assert answer.status == 201, answer
-        made: dict[str, Any] = answer.body
-        return made
-
-    def delete(self, name: str) -> Answered:
-        return self.call("DELETE", f"/v1/sessions/{name}")
-
-    def secret_file(self, number: int) -> Path:
-        return self.layout.sessions_run / "secrets" / str(number)
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +82,6 @@ def outcome(gateway: Gateway, url: str, client: str = VM) -> object:
     except CurlFailed as error:
         return int(str(error).rpartition("response ")[2].strip())
     return reply.rule or reply.status
-
-
-def is_ended(raw: Raw) -> bool:
-    while raw.is_answered():
-        if not raw.receive():
-            return True
-    return False
 
 
 def test_the_first_request_after_the_answer_has_the_sessions_rights_and_secret(
@@ -287,7 +182,7 @@ def test_a_session_that_ends_loses_what_it_has_open_and_its_secret(
         at = time.monotonic()
         assert (ended.status, ended.body) == (204, None)
         assert not service.secret_file(made["number"]).exists()
-        wait_for(lambda: is_ended(kept) and is_ended(loading), "the end of both")
+        wait_for(lambda: kept.is_ended() and loading.is_ended(), "the end of both")
         pause(at + GONE_SECONDS - time.monotonic(), "an answer that Squid has kept")
         assert outcome(gateway, DOCS) == "session-required"
         assert outcome(gateway, "http://docs.example/") == "session-required"
@@ -314,7 +209,7 @@ def test_an_address_used_again_at_once_has_nothing_of_its_predecessor(
                 with suppress(OSError):  # it is cut
                     reply = between.tls("upload.example").get("/", "upload.example")
                     assert reply.status in (0, 403), reply
-        assert is_ended(old)
+        assert old.is_ended()
         assert origins.seen[before:] == []
     shown = service.call("GET", "/v1/sessions/second/requests").body["denials"]
     numbers = {

@@ -22,7 +22,7 @@ from .network import WALKTHROUGH, VirtualMachine, inside, run
 from .origin import Answer, Origins, Seen, Stream
 from .registries import git_http_backend
 from .reply import Reply
-from .test_session_service import Service
+from .session_service import Service
 
 TOKEN = "ghs_e2eTokenOfOneRepository+02"
 OWN, OTHER = (f"https://github.com/acme/{name}.git" for name in ("app", "other"))
