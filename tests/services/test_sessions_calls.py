@@ -413,7 +413,7 @@ def test_a_host_stays_within_the_ceiling(service: Service, value: str) -> None:
 )
 def test_a_name_is_one_that_a_login_can_be(service: Service, name: str) -> None:
     refused = service.put(name, CODING)
-    assert refused.status in (404, 422)
+    assert refused.status in (400, 404, 422)
     assert service.rows() == []
 
 
@@ -523,8 +523,8 @@ def test_an_orchestrator_has_a_bound_of_sessions(service: Service) -> None:
 
 def test_who_is_no_orchestrator_gets_nothing(service: Service) -> None:
     for method in ("GET", "PUT", "DELETE"):
-        refused = service.call(method, "/v1/sessions", {}, uid=STRANGER_UID)
-        assert (refused.status, refused.code) == (403, "unknown-caller")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            service.call(method, "/v1/sessions", {}, uid=STRANGER_UID)
     assert service.put("known", {**CODING}).status == 201
     lines = [json.loads(line) for line in service.audit.read_text().splitlines()]
     assert STRANGER_UID not in {line["uid"] for line in lines}, "it fills the log"
@@ -811,7 +811,8 @@ def test_an_edit_of_the_settings_holds_and_a_faulty_one_does_not(
     service.settings.write_text(SETTINGS.replace("sessions: 2", "sessions: 3"))
     assert service.put("three", asked, OTHER_UID).status == 201
     service.settings.write_text(SETTINGS.replace(str(OTHER_UID), str(STRANGER_UID)))
-    assert service.get("one", OTHER_UID).status == 403
+    with pytest.raises((OSError, http.client.HTTPException)):
+        service.get("one", OTHER_UID)
     assert service.get("one", STRANGER_UID).status == 200
 
 
@@ -830,7 +831,8 @@ def test_without_settings_root_may_make_sessions_of_all_roles(
 ) -> None:
     own_service.settings.unlink()
     assert own_service.put("vm", {"role": "third"}).status == 201
-    assert own_service.put("no", {"role": "third"}, OTHER_UID).status == 403
+    with pytest.raises((OSError, http.client.HTTPException)):
+        own_service.put("no", {"role": "third"}, OTHER_UID)
 
 
 def test_sessions_survive_a_kill_and_secrets_a_restart(own_service: Service) -> None:

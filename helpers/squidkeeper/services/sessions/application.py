@@ -107,7 +107,7 @@ class SessionsApplication:
         start_response(
             f"{answer.status} {reason}", [*length, *kind, *answer.headers, *_SECURITY]
         )
-        return [answer.body] if answer.body else []
+        return [answer.body] if answer.body and call.method != "HEAD" else []
 
     def _answered(self, call: _Call) -> tuple[Orchestrator | None, CallAnswer]:
         caller = None
@@ -173,7 +173,7 @@ class SessionsApplication:
                         "expected ?label=NAME=VALUE, which says what ends",
                     )
                 return _ended(self._keeper.end_labelled(caller, labels))
-        raise _wrong_method("GET, PUT or DELETE")
+        raise _wrong_method("GET, PUT, DELETE")
 
     def _of_one(self, caller: Orchestrator, call: _Call, name: str) -> CallAnswer:
         match call.method:
@@ -187,7 +187,7 @@ class SessionsApplication:
                 return _kept(self._keeper.change(caller, name, data, call.if_match))
             case "DELETE":
                 return _ended(self._keeper.end(caller, name))
-        raise _wrong_method("GET, PUT, PATCH or DELETE")
+        raise _wrong_method("GET, PUT, PATCH, DELETE")
 
 
 class _Call:
@@ -254,8 +254,9 @@ def _number(asked: list[tuple[str, str]], name: str, default: int) -> int:
     return int(found[0])
 
 
-def _wrong_method(expected: str) -> CallRefused:
-    return CallRefused(ProblemCode.WRONG_METHOD, f"expected {expected}")
+def _wrong_method(allow: str) -> CallRefused:
+    detail = f"expected one of: {allow}"
+    return CallRefused(ProblemCode.WRONG_METHOD, detail, allow=allow)
 
 
 def _json(
@@ -298,5 +299,6 @@ def _refused(problem: CallProblem) -> CallAnswer:
         problem.status,
         problem.document(),
         TYPE,
+        (("Allow", problem.allow),) if problem.allow else (),
         facts={"problem": str(problem.code)},
     )

@@ -263,6 +263,11 @@ class OrchestratorsInForce:
             self._read()
         return self._current
 
+    def may_connect(self, uid: int) -> bool:
+        """Whether a user is one of them, or root, who is told what is wrong."""
+        known = self.current()
+        return uid == _ROOT or (known is not None and known.of_user(uid) is not None)
+
     def _state(self) -> tuple[int, ...] | None:
         try:
             found = os.stat(self._file)

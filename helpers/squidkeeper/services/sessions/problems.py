@@ -31,6 +31,7 @@ class ProblemCode(StrEnum):
     INVALID_SESSION = "invalid-session"
     IF_MATCH_MISSING = "if-match-missing"
     TOO_MANY_SESSIONS = "too-many-sessions"
+    TOO_MUCH_AT_ONCE = "too-much-at-once"
     HEAD_TOO_LARGE = "head-too-large"
     FAILED = "failed"
     NOT_IMPLEMENTED = "not-implemented"
@@ -56,6 +57,7 @@ _KINDS: Final[dict[ProblemCode, tuple[int, str]]] = {
     ProblemCode.INVALID_SESSION: (422, "The session is not as it has to be"),
     ProblemCode.IF_MATCH_MISSING: (428, "The header If-Match is missing"),
     ProblemCode.TOO_MANY_SESSIONS: (429, "The orchestrator has too many sessions"),
+    ProblemCode.TOO_MUCH_AT_ONCE: (429, "The orchestrator has too much under way"),
     ProblemCode.HEAD_TOO_LARGE: (431, "The head is too large"),
     ProblemCode.FAILED: (500, "The service failed"),
     ProblemCode.NOT_IMPLEMENTED: (501, "The service does not do this"),
@@ -80,6 +82,7 @@ class CallProblem:
     code: ProblemCode
     detail: str
     fields: tuple[FieldProblem, ...] = ()
+    allow: str = ""  # the methods of the call
 
     @property
     def status(self) -> int:
@@ -111,10 +114,14 @@ class CallRefused(Exception):
     """A call that is answered with a problem."""
 
     def __init__(
-        self, code: ProblemCode, detail: str, fields: Sequence[FieldProblem] = ()
+        self,
+        code: ProblemCode,
+        detail: str,
+        fields: Sequence[FieldProblem] = (),
+        allow: str = "",
     ) -> None:
         super().__init__(detail)
-        self.problem = CallProblem(code, detail, tuple(fields))
+        self.problem = CallProblem(code, detail, tuple(fields), allow)
 
 
 def pointer(*steps: object) -> str:

@@ -91,13 +91,14 @@ def run_sessions(
             client_side=client_side,
         ),
     )
+    orchestrators = OrchestratorsInForce(options.settings)
     application = SessionsApplication(
         keeper,
-        OrchestratorsInForce(options.settings),
+        orchestrators,
         AuditLog(options.audit_log),
         _reports(options, lambda: _in_force(policy.current)),
     )
-    server = serve(application, bind(options.run / SOCKET))
+    server = serve(application, bind(options.run / SOCKET), orchestrators.may_connect)
     follow_time = partial(_check, keeper, options.keep_days * _DAY_SECONDS)
     threading.Thread(target=follow_time, name="time", daemon=True).start()
     notify(READY)
