@@ -21,7 +21,9 @@ quotas:
   - {name: each, per: session, clients: [agent], bytes_in: 1GB, every: day}
   - {name: tenants, per: "label:tenant", bytes_out: 1GB, every: day}
 """
-SESSIONS = {7: Session(7, "vm", "agent", {}, labels={"tenant": "acme"})}
+SESSIONS = {
+    7: Session(7, "vm", "agent", {}, labels={"tenant": "acme"}, orchestrator="slicer")
+}
 
 
 def test_the_log_counts_by_the_number_of_the_session(tmp_path: Path) -> None:
@@ -36,4 +38,4 @@ def test_the_log_counts_by_the_number_of_the_session(tmp_path: Path) -> None:
         used.flush()
     with closing(LocalCounts(state)) as counts:
         found = {use.count.holder: use.used for use in counts.uses()}
-    assert found == {"session:7": 1000, "label:tenant=acme": 240}
+    assert found == {"session:7": 1000, "label:slicer:tenant=acme": 240}

@@ -168,7 +168,7 @@ class Session:
 
     `number` is never used twice. `stamp` is another one after each change of the
     session, and that of no other session: what is kept for a session has it in its key.
-    `values` are those of its variables.
+    `values` are those of its variables. `orchestrator` is who made it.
     """
 
     number: int
@@ -177,6 +177,7 @@ class Session:
     values: Mapping[str, tuple[str, ...]]
     stamp: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    orchestrator: str = ""
 
     @classmethod
     def assumed(

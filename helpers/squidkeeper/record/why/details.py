@@ -30,7 +30,7 @@ from squidkeeper.record.why.cache_log import CacheLog
 from squidkeeper.record.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, shown
 from squidkeeper.record.why.proposal import propose
 from squidkeeper.record.why.search import Failure
-from squidkeeper.serving.quotas.counts import holder
+from squidkeeper.serving.quotas.counts import holder, of_session
 from squidkeeper.serving.squid_crashes import SquidCrash
 from squidkeeper.serving.tickets.store import Ticket, TicketState
 from squidkeeper.serving.tickets.ticket import AskedRequest
@@ -470,8 +470,8 @@ def _quota(record: Record, known: Surroundings) -> Detail:
         whose = (
             "HOLDER"
             if quota.per in (Counted.RULE, Counted.LABEL)
-            else f"session:{record.session}"
-            if quota.per is Counted.SESSION
+            else of_session(record.session)
+            if record.session != NONE and quota.per is not Counted.ALL
             else holder(quota, record.client, user, "") or "HOLDER"
         )
         facts = {

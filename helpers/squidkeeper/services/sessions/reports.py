@@ -23,7 +23,9 @@ from squidkeeper.policy.language.quotas import Counted, Quota
 from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.url import address_host
 from squidkeeper.record.log.record import Record, parse_record
+from squidkeeper.serving.quotas.counts import holder
 from squidkeeper.serving.quotas.local_counts import FOLDER
+from squidkeeper.serving.sessions.index import session_of
 from squidkeeper.serving.sessions.store import SessionRow
 
 _LOG_BYTES: Final = 8 * 1024 * 1024  # of the end of the access log
@@ -33,11 +35,6 @@ _COUNT: Final = (
     " WHERE quota = ? AND unit = ? AND every = ? AND holder = ? AND ends > ?"
 )
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
-
-
-def session_of(row: SessionRow) -> Session:
-    """Return a session as the engine knows it."""
-    return Session(row.number, row.name, row.role, row.variables, row.change)
 
 
 def effective(policy: CompiledPolicy, row: SessionRow) -> dict[str, Any]:
@@ -116,10 +113,10 @@ class QuotaUsage:
         self, quotas: Iterable[Quota], row: SessionRow
     ) -> Iterator[dict[str, Any]]:
         for quota in quotas:
-            holder = _holder(quota, row)
-            if holder is None:
-                continue
-            used, ends = self._count(quota, holder)
+            if quota.per is Counted.RULE:
+                continue  # no rule is known without a request
+            named = holder(quota, "", None, "", session_of(row))
+            used, ends = self._count(quota, named or "")
             yield {
                 "quota": quota.name,
                 "per": str(quota.per),
@@ -130,10 +127,10 @@ class QuotaUsage:
                 "window_ends": ends and _time(ends),
             }
 
-    def _count(self, quota: Quota, holder: str) -> tuple[int, float | None]:
+    def _count(self, quota: Quota, named: str) -> tuple[int, float | None]:
         """Read a count; nothing is used where nothing was counted yet."""
         file = self.state / FOLDER / "counts.db"
-        key = (quota.name, str(quota.unit), str(quota.window), holder)
+        key = (quota.name, str(quota.unit), str(quota.window), named)
         try:
             uri = f"file:{quote(str(file))}?mode=ro"
             with closing(sqlite3.connect(uri, uri=True)) as database:
@@ -141,25 +138,6 @@ class QuotaUsage:
         except sqlite3.Error:
             found = None
         return found or (0, None)
-
-
-def _holder(quota: Quota, row: SessionRow) -> str | None:
-    """Name whose count the requests of a session belong to; None where that is not
-    known without a request.
-    """
-    match quota.per:
-        case Counted.SESSION:
-            return f"session:{row.number}"
-        case Counted.LABEL:
-            value = row.labels.get(quota.label or "")
-            return None if value is None else f"label:{quota.label}={value}"
-        case Counted.CLIENT if row.token_sha256:
-            return f"user:{quote(row.name, safe='')}"
-        case Counted.CLIENT if row.network:
-            return str(ip_network(row.network).network_address)
-        case Counted.ALL:
-            return "all"
-    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,19 +162,33 @@ def holder(
     """Name whose count of a quota a request belongs to; None where it has none.
 
     `user` is the proxy user as the access log has it, in percent-encoding: who logs in
-    has one count, from whichever address. None without a login. A session counts by its
-    number, which no other one ever has, and by a label that it has.
+    has one count, from whichever address. None without a login. A session counts as
+    itself or by a label, also as a client: it inherits no count of its name or address.
     """
     match quota.per:
-        case Counted.SESSION:
-            return None if session is None else f"session:{session.number}"
         case Counted.LABEL:
-            label = quota.label or ""
-            value = None if session is None else session.labels.get(label)
-            return None if value is None else f"label:{label}={quote(value, safe='')}"
+            return None if session is None else _labelled(session, quota.label or "")
+        case Counted.SESSION | Counted.CLIENT if session is not None:
+            return of_session(session.number)
+        case Counted.SESSION:
+            return None
         case Counted.CLIENT:
             return client_network(address) if user is None else f"user:{user}"
         case Counted.RULE:
             return f"rule:{rule}"
         case Counted.ALL:
             return _EVERYONE
+
+
+def of_session(number: int | str) -> str:
+    """Name the count of a session, by its number, which no other one ever has."""
+    return f"session:{number}"
+
+
+def _labelled(session: Session, label: str) -> str:
+    """Name the count of a label's value, of one orchestrator. Its sessions without the
+    label have one count together, so that nobody passes a quota by leaving it out.
+    """
+    value = session.labels.get(label)
+    whose = f"label:{session.orchestrator}:{label}"
+    return whose if value is None else f"{whose}={quote(value, safe='')}"

@@ -378,9 +378,15 @@ def _changed(database: sqlite3.Connection, since: int) -> Iterator[SessionRow]:
 
 def session_of(row: SessionRow) -> Session:
     """Return a session as the engine knows it."""
-    values = {intern(name): texts for name, texts in row.variables.items()}
-    labels = {intern(name): intern(text) for name, text in row.labels.items()}
-    return Session(row.number, row.name, intern(row.role), values, row.change, labels)
+    return Session(
+        number=row.number,
+        name=row.name,
+        role=intern(row.role),
+        values={intern(name): texts for name, texts in row.variables.items()},
+        stamp=row.change,
+        labels={intern(name): intern(text) for name, text in row.labels.items()},
+        orchestrator=intern(row.orchestrator),
+    )
 
 
 def _active(row: SessionRow, at: TimeNow) -> _Active:
