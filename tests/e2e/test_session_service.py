@@ -16,6 +16,7 @@ from tests.waiting import pause, wait_for
 from .curl import CurlFailed, clean, curl
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
+from .network import run
 from .origin import Origins, Stream
 from .raw import Raw, tunnel
 from .reply import parse_head
@@ -145,6 +146,33 @@ def test_a_token_that_the_service_makes_logs_in_by_the_env_of_the_answer(
     assert ended.status == 200
     assert "tunnel-outdated" in ended.body["note"]
     wait_for(lambda: status() != 200)
+
+
+def test_squids_account_counts_sessions_and_sees_whether_any_can_be_made(
+    gateway: Gateway, service: Service
+) -> None:
+    layout = service.layout
+    program = f"""
+from pathlib import Path
+from squidkeeper.services.exporter.sources import ServiceSource
+names = ("{layout.policy}", "{layout.state}", "{layout.secrets}")
+print(ServiceSource(*map(Path, names), None).read(0).sessions)
+"""
+
+    def seen(active: str, *, answers: bool) -> bool:
+        told = run(
+            *("setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups"),
+            *(next(gateway.root.glob("venv-*")) / "bin/python", "-c", program),
+        )
+        expected = f"active={active}, is_wanted=True, answers={answers})"
+        return told.strip() == f"SessionsView({expected}"
+
+    service.put("vm", address=VM)
+    service.put("other", "writer", address=OTHER)
+    assert seen("{'agent': 1, 'writer': 1}", answers=True)
+    service.kill()
+    assert seen("{'agent': 1, 'writer': 1}", answers=False)
+    service.start()
 
 
 def test_a_new_value_of_a_secret_holds_at_once(

@@ -30,6 +30,7 @@ from squidkeeper.policy.policy_store.loading import load, load_stored_revision
 from squidkeeper.policy.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy.policy_store.reload_gate import GateVerdict, write_verdict
 from squidkeeper.policy.policy_store.revisions import (
+    RevisionWriter,
     read_revision,
     revision_in_force,
     store_revision,
@@ -526,3 +527,29 @@ def test_check_warns_about_private_addresses_in_a_pulled_policy_without_a_ceilin
     )
     pull.write_text(f"{settings}ceiling: /c\n")
     assert "no-ceiling" not in CliRunner().invoke(main, options).output
+
+
+@pytest.mark.system
+def test_check_warns_where_programs_and_policy_know_other_roles(
+    directory: Path, tmp_path: Path
+) -> None:
+    rule = "{name: a, action: allow, clients: [agent], hosts: [a.example]}"
+    text = f"version: 1\nroles: {{agent: {{ttl: 1h}}}}\nrules: [{rule}]\n"
+    (directory / "policy.yaml").write_text(text)
+    state = str(tmp_path / "state")
+    options = ["check", "--policy", str(directory), "--state", state]
+
+    def told() -> str:
+        return CliRunner().invoke(main, options).output
+
+    assert "[sessions-mismatch]" not in told()  # nothing of it is in force
+    sources = read_sources(directory)
+    writer = RevisionWriter(tmp_path / "state/revisions", None)
+    writer.loaded(sources, sources.revision)
+    writer.write()
+    assert "sessions.yaml: warning: the policy has roles, but no program" in told()
+    settings = directory.parent / "sessions.yaml"
+    settings.write_text("version: 1\norchestrators:\n  local: {roles: [agent]}\n")
+    assert "[sessions-mismatch]" not in told()
+    settings.write_text("version: 1\norchestrators:\n  local: {roles: [agent, gone]}\n")
+    assert "sessions.yaml:3:18: warning: 'local' may give the role 'gone'" in told()

@@ -919,10 +919,23 @@ def test_the_questions_that_wait_are_a_number_once_a_client_has_asked() -> None:
     assert "squidkeeper_questions_waiting" not in samples(seen())
 
 
-def test_active_sessions_are_counted_by_role() -> None:
-    asked = samples(changed(seen(), sessions=SessionsView(active={"agent": 3})))
-    assert asked['squidkeeper_sessions{role="agent"}'] == 3
-    assert not any(name.startswith("squidkeeper_sessions{") for name in samples(seen()))
+def test_active_sessions_are_counted_by_role(tmp_path: Path) -> None:
+    text = "roles: {agent: {ttl: 1h}, idle: {ttl: 1h}}\n"
+    compiled = compiled_of(tmp_path / "policy", text)
+    known = changed(seen(), policy=compiled.source)
+
+    def shown(active: dict[str, int] | None) -> dict[str, float]:
+        found = samples(changed(known, sessions=SessionsView(active=active)))
+        prefix = "squidkeeper_sessions{"
+        return {name: n for name, n in found.items() if name.startswith(prefix)}
+
+    agent, idle = (
+        f'squidkeeper_sessions{{role="{name}"}}' for name in ("agent", "idle")
+    )
+    # no series for roles that the policy had
+    assert shown({"agent": 3, "gone": 1}) == {agent: 3, idle: 0}
+    assert shown({}) == {agent: 0, idle: 0}
+    assert shown(None) == {}
 
 
 def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:

@@ -108,6 +108,7 @@ class FaultCode(StrEnum):
     RELOAD_UNJUDGED = "reload-unjudged"
     EXTRA_MISSING = "extra-missing"
     NO_CEILING = "no-ceiling"
+    SESSIONS_MISMATCH = "sessions-mismatch"
 
 
 SECRET_UNAVAILABLE = frozenset(

@@ -187,6 +187,7 @@ def _report(
         *(not_in_force(policy, in_force, str(fragment)) if in_force else ()),
         *missing_extras(policy),
         *_without_ceiling(policy, directory),
+        *_session_makers(policy, directory, state),
     )
     open_entries = (
         open_to_any_client(policy, str(directory), now) if require_clients else ()
@@ -225,6 +226,25 @@ def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
                 f"{what}: name one in {SETTINGS}, or the next version may open more"
             )
             yield Fault(entry.location, FaultCode.NO_CEILING, message)
+
+
+def _session_makers(policy: Policy, directory: Path, state: Path) -> Iterator[Fault]:
+    """Warn about roles that no program may give, and programs with unknown roles."""
+    from squidkeeper.services.sessions.orchestrators import SETTINGS, unknown_roles
+
+    file = directory.absolute().parent / SETTINGS
+    roles = {role.name for role in policy.roles}
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        if roles and _in_force(directory, state):
+            place = Location(str(file))
+            message = "the policy has roles, but no program may make sessions: see squid/SESSIONS.md"
+            yield Fault(place, FaultCode.SESSIONS_MISMATCH, message)
+    except OSError:
+        return  # of another account
+    else:
+        yield from unknown_roles(file, content, roles)
 
 
 def _in_force(directory: Path, state: Path) -> InForce | None:

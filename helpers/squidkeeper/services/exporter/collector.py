@@ -253,8 +253,8 @@ def _archive_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.QUESTIONS_WAITING, {} if waiting is None else {(): waiting})
     roles = view.policies.policy.roles if view.policies.policy else ()
     active = view.services.sessions.active
-    counts = {} if active is None else {(role.name,): 0 for role in roles}
-    counts |= {(role,): count for role, count in (active or {}).items()}
+    roles = roles if active is not None else ()
+    counts = {(role.name,): (active or {}).get(role.name, 0) for role in roles}
     yield _family(metrics.SESSIONS, counts)
     ends = view.certificates.quota_store_not_after
     yield _family(

@@ -169,14 +169,14 @@ class ServiceSource:
 
 def _answers(path: Path) -> bool:
     """Whether a service answers HTTP on a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(_SOCKET_SECONDS)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+            asking.settimeout(_SOCKET_SECONDS)
             asking.connect(str(path))
             asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
             return bool(asking.recv(1))
-        except OSError:
-            return False
+    except OSError:
+        return False
 
 
 def read_counter_files(state: Path) -> tuple[CounterFile, ...]:

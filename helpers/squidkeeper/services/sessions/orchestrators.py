@@ -173,6 +173,17 @@ def check_orchestrators(
     return Orchestrators(tuple(made)), ()
 
 
+def unknown_roles(path: Path, content: bytes, roles: set[str]) -> Iterator[Fault]:
+    """Find the roles of a file without faults that the policy does not have."""
+    found, _ = check_orchestrators(path, content)
+    document = parse_document(path, content)
+    for one in found.all if found else ():
+        for role in sorted((one.roles or frozenset()) - roles):
+            place = document.locate(("orchestrators", one.name, "roles"))
+            message = f"{one.name!r} may give the role {role!r}, which the policy does not have"
+            yield Fault(place, FaultCode.SESSIONS_MISMATCH, message)
+
+
 def orchestrators_schema() -> dict[str, Any]:
     """Make the JSON Schema of the file, for editors."""
     return model_schema(SessionsFile, "The orchestrators of a gateway of squidkeeper")
