@@ -1,13 +1,14 @@
 """The tables of documents that the program has: findings of `doctor`, causes,
-conditions and metrics.
+conditions, metrics, and codes of faults and warnings.
 
 After a change of one: `python -m tests.documents.code_tables squid/DOCTOR.md
-squid/TROUBLESHOOTING.md squid/observe/README.md`.
+squid/TROUBLESHOOTING.md squid/observe/README.md policy/REFERENCE.md`.
 """
 
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import yaml
 from squidkeeper.base.metrics import METRICS
 from squidkeeper.cli.manual_tables import cause_rows
 from squidkeeper.operate.doctor.examination import ALL_CHECKS
+from squidkeeper.policy.editor.fault_codes import fault_codes
 from squidkeeper.services.exporter.conditions import CONDITIONS
 
 TASKS: Final = (  # of the maintenance process
@@ -28,7 +30,7 @@ TASKS: Final = (  # of the maintenance process
 )
 _ALERTS: Final = Path(__file__).parents[2] / "squid/observe/alerts.yaml"
 _TABLE: Final = re.compile(
-    r"(?<=<!-- rendered: )(\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL
+    r"(?<=<!-- rendered: )([a-z]+) -->\n.*?(?=<!-- end -->)", re.DOTALL
 )
 _NONE: Final = "–"
 
@@ -95,11 +97,19 @@ def _metrics() -> Iterator[list[str]]:
         yield [f"`{metric.name}`", labels]
 
 
+def _codes(table: str, heading: str) -> Iterator[list[str]]:
+    yield ["code", heading]
+    for codes, meaning in fault_codes()[table].items():
+        yield [re.sub(r"[\w-]*[a-z]", r"`\g<0>`", codes), meaning]
+
+
 _TABLES: Final[Mapping[str, Callable[[], Iterator[list[str]]]]] = {
     "findings": _findings,
     "causes": _causes,
     "conditions": _conditions,
     "metrics": _metrics,
+    "faults": partial(_codes, "faults", "what is wrong"),
+    "warnings": partial(_codes, "warnings", "what is reported"),
 }
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from squidkeeper.policy.language import schema
 # the fields by which entries match stand in one table, as a rule has them
 MATCHING: Final = "MatchFields"
 _TABLE: Final = re.compile(
-    r"(?<=<!-- rendered: )([\w+]+) -->\n.*?(?=<!-- end -->)", re.DOTALL
+    r"(?<=<!-- rendered: )([A-Z][\w+]+) -->\n.*?(?=<!-- end -->)", re.DOTALL
 )
 _HEAD: Final = "| field | meaning |\n|---|---|\n"
 _MATCHING_FIELDS: Final = (

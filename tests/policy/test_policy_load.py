@@ -14,6 +14,7 @@ import pytest
 
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import FaultCode, Location
+from squidkeeper.policy.editor.fault_codes import fault_codes
 from squidkeeper.policy.language import conflicts
 from squidkeeper.policy.language.builder import BuiltPolicy
 from squidkeeper.policy.language.forms import Headers
@@ -30,6 +31,7 @@ from squidkeeper.policy.policy_store.sources import (
     read_sources,
 )
 from squidkeeper.policy.url import parse_host
+from tests.documents.code_tables import render
 
 DATA = Path(__file__).parents[1] / "data"
 BAD = sorted((DATA / "bad").glob("*.yaml"))
@@ -69,12 +71,17 @@ def warnings_of(loaded: BuiltPolicy, directory: Path) -> list[str]:
     return [str(warning).replace(f"{directory}/", "") for warning in loaded.warnings]
 
 
-def test_the_reference_lists_every_code() -> None:
-    text = (Path(__file__).parents[2] / "policy/REFERENCE.md").read_text()
-    tables = text.partition("## Faults and warnings\n")[2].partition("\n## ")[0]
-    cells = [row.split("|")[1] for row in tables.splitlines() if row.startswith("| `")]
-    assert [code for cell in cells for code in re.findall("`([^`]+)`", cell)] == list(
-        FaultCode
+def test_every_code_has_a_meaning() -> None:
+    rows = [codes for table in fault_codes().values() for codes in table]
+    assert re.findall(r"[\w-]*[a-z]", " ".join(rows)) == list(FaultCode)
+
+
+def test_the_reference_has_the_codes_and_what_they_mean() -> None:
+    page = (Path(__file__).parents[2] / "policy/REFERENCE.md").read_text()
+    assert "<!-- rendered: faults -->" in page
+    assert "<!-- rendered: warnings -->" in page
+    assert page == render(page), (
+        "python -m tests.documents.code_tables policy/REFERENCE.md"
     )
 
 

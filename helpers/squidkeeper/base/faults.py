@@ -7,7 +7,7 @@ from enum import StrEnum
 class FaultCode(StrEnum):
     """The kinds of faults and warnings.
 
-    The codes are stable; policy/REFERENCE.md lists them all.
+    The codes are stable; policy/editor/fault_codes.yaml says what they mean.
     """
 
     # Files

@@ -1,12 +1,14 @@
-"""The tables of the program that stand in manual pages: findings, causes, conditions
-and metrics.
+"""The tables of the program that stand in manual pages: codes of faults, findings,
+causes, conditions and metrics.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from squidkeeper.base.metrics import METRICS
 from squidkeeper.operate.doctor.examination import ALL_CHECKS
+from squidkeeper.policy.editor.fault_codes import manual_rows
 from squidkeeper.record.why import CAUSES
 from squidkeeper.services.exporter.conditions import CONDITIONS
 
@@ -80,6 +82,10 @@ def _sentence(text: str) -> str:
 
 
 TABLES: Final[Mapping[str, Mapping[str, Rows]]] = {  # by command and title
+    "check": {
+        "FAULTS": partial(manual_rows, "faults"),
+        "WARNINGS": partial(manual_rows, "warnings"),
+    },
     "doctor": {"FINDINGS": _findings},
     "exporter": {"CONDITIONS": _conditions, "METRICS": _metrics},
     "why": {"CAUSES": _causes},
