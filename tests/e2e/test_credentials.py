@@ -278,14 +278,6 @@ def test_the_clients_own_header_passes_where_nothing_is_injected(
     assert origins.seen[0].values("Authorization") == bearer("mine")
 
 
-def test_nothing_is_injected_over_http(gateway: Gateway, origins: Origins) -> None:
-    for host in ("api.example/v1/x", "git.example/x", "key.example/x"):
-        curl(gateway, f"http://{host}")
-    assert [
-        seen.values("Authorization") + seen.values("X-Api-Key") for seen in origins.seen
-    ] == [[], [], []]
-
-
 def test_a_denied_path_gets_neither_an_answer_nor_a_credential(
     gateway: Gateway, origins: Origins
 ) -> None:
@@ -360,28 +352,29 @@ def test_a_secret_that_cannot_be_read_denies_and_one_that_comes_back_is_used(
     )
 
 
-def test_a_redirect_to_another_host_does_not_carry_the_credential(
+def test_a_secret_leaves_only_inside_https_to_a_host_that_its_credential_names(
     gateway: Gateway, origins: Origins
 ) -> None:
+    """Not over http, not with a redirect, not to who proves another name."""
+    plain = ("http://api.example/v1/x", "http://git.example/x", "http://key.example/x")
+    for url in plain:
+        curl(gateway, url)
     away = Answer(302, headers={"Location": "https://thief.example/take"})
     origins.answers["mover.example/go"] = away
     curl(gateway, "https://mover.example/go", "--location", "--max-redirs", "3")
-    assert origins.urls() == ["https://mover.example/go", "https://thief.example/take"]
-    assert [seen.values("Authorization") for seen in origins.seen] == [
-        bearer(TOKEN),
-        [],
-    ]
-
-
-def test_no_credential_is_sent_to_a_host_that_proves_another_name(
-    gateway: Gateway, origins: Origins
-) -> None:
     origins.certificates["wrong.example"] = ("thief.example",)
     assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
     origins.certificates["wrong.example"] = ("wrong.example",)
     origins.untrusted.add("wrong.example")
     assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
-    assert origins.seen == []
+    assert [
+        (seen.url, seen.values("Authorization") + seen.values("X-Api-Key"))
+        for seen in origins.seen
+    ] == [
+        *((url, []) for url in plain),
+        ("https://mover.example/go", bearer(TOKEN)),
+        ("https://thief.example/take", []),
+    ]
 
 
 def test_a_page_about_a_failed_origin_holds_no_credential(

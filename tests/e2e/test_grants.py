@@ -12,6 +12,7 @@ from squidkeeper.change.approvals import NewGrant, add_grant, remove_grant
 from tests.waiting import wait_for
 
 from .curl import curl
+from .dns import Names
 from .gateway import Gateway, NewGateway
 from .load import load
 from .origin import Origins
@@ -23,6 +24,7 @@ clients:
   agents: {networks: [127.0.0.1]}
 rules:
   - {name: no-admin, action: deny, hosts: [docs.example], paths: [/admin/**]}
+  - {name: unrestricted, action: allow, hosts: [unrestricted.example]}
 """
 SQUIDKEEPER = "bin/squidkeeper"
 
@@ -80,6 +82,29 @@ def test_a_grant_opens_in_an_open_tunnel_too_and_ends(
         reply = inside.get("/inside", "docs.example")
         assert (reply.status, reply.rule) == (403, "default")
     assert "https://docs.example/admin/x" not in origins.urls()
+
+
+def test_a_grant_opens_no_private_address_and_makes_no_host_unrestricted(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
+    """Nor does it pass a tunnel through: curl trusts the gateway's CA alone."""
+    names.set("inside.example", ["10.0.0.5"])
+    for host in ("outside.example", "inside.example"):
+        grant(gateway, host)
+    wait_for(lambda: is_open(gateway, "https://outside.example/"), "the grants")
+    gateway.settle()
+    reply = curl(gateway, "https://inside.example/")
+    assert (reply.status, reply.rule) == (403, "private-address")
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket")
+    for host, passed in (
+        ("unrestricted.example", ["websocket"]),
+        ("outside.example", []),
+    ):
+        with tunnel(gateway, f"{host}:443") as inside:
+            assert inside.get("/socket", host, *upgrade).status == 200
+        assert origins.seen[-1].url == f"https://{host}/socket"
+        assert origins.seen[-1].values("Upgrade") == passed
+    assert not [url for url in origins.urls() if "inside.example" in url.split("/")]
 
 
 def test_a_grant_lapses(gateway: Gateway, origins: Origins) -> None:
