@@ -1376,7 +1376,7 @@ def test_the_newest_causes_are_shown_and_the_rest_counted(
     explained: list[str] = []
     monkeypatch.setattr(
         "squidkeeper.record.why.details.propose",
-        lambda request, _: explained.append(request.url),
+        lambda request, *_: explained.append(request.url),
     )
     for number in range(12):
         add(

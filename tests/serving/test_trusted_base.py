@@ -98,10 +98,10 @@ HELPERS = {
     "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_000, 84_500),
     "meter": (
         [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
-        73_000,
-        73_000,
+        73_500,
+        73_500,
     ),
-    "login": (["1 bot secret 192.0.2.1 -"], 63_500, 63_500),
+    "login": (["1 bot secret 192.0.2.1 -"], 64_000, 64_000),
     "throttle --scope client": (["1 192.0.2.1", "2 192.0.2.2"], 12_500, 12_500),
     "certificate": ([], 14_500, 14_500),
 }

@@ -13,7 +13,8 @@ import click
 from squidkeeper.base.errors import InvalidRecord, InvalidUrl, PatternError, PolicyError
 from squidkeeper.base.faults import Location
 from squidkeeper.base.formatting import quantity
-from squidkeeper.cli.helper_options import policy_option
+from squidkeeper.base.places import sessions_folder
+from squidkeeper.cli.helper_options import policy_option, state_option
 from squidkeeper.cli.options import (
     ABSOLUTE_URL,
     HOST_AND_PORT,
@@ -23,6 +24,7 @@ from squidkeeper.cli.options import (
 )
 from squidkeeper.cli.output import show_json, show_text
 from squidkeeper.cli.role_options import assumed_session, role_options
+from squidkeeper.cli.stored_session import StoredSession, stored_session
 
 if TYPE_CHECKING:
     from squidkeeper.policy.bodies.sent_request import SentRequest
@@ -72,6 +74,12 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
 @click.option("--user", metavar="NAME", help="The proxy user.")
 @role_options
 @click.option(
+    "--session",
+    "named",
+    metavar="NAME|NUMBER",
+    help="As this session: the active one of a name, or else the last.",
+)
+@click.option(
     "--at",
     metavar="TIME",
     type=Moment(),
@@ -106,6 +114,7 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     multiple=True,
     help="A header that belongs to the body.",
 )
+@state_option()
 @click.argument("method", required=False)
 @click.argument("url", required=False)
 def explain(
@@ -114,6 +123,7 @@ def explain(
     user: str | None,
     role: str | None,
     variables: tuple[str, ...],
+    named: str | None,
     at: datetime | None,
     as_json: bool,
     fragment: Path,
@@ -121,6 +131,7 @@ def explain(
     body: BinaryIO | None,
     pushed: tuple[str, ...],
     headers: tuple[str, ...],
+    state: Path,
     method: str | None,
     url: str | None,
 ) -> None:
@@ -141,15 +152,17 @@ def explain(
     application/json, and the Accept of an MCP client. A --header replaces these. --push
     makes the body of a push.
 
-    --role and --variable assume a session, which need not exist.
+    --role and --variable assume a session, which need not exist. --session takes one
+    of this gateway, with its address, also after its end: the output tells which.
 
-    --record explains the first line of FILE, as of its time. A line that does not
-    follow from the policy is refused with the reason.
+    --record explains the first line of FILE, as of its time and its session. A line
+    that does not follow from the policy is refused with the reason.
 
     \b
     Examples:
       squidkeeper explain --client 192.168.137.10 GET https://pypi.org/
       squidkeeper explain --role agent --variable repo=a/b GET https://a.b/
+      squidkeeper explain --session vm-7 GET https://github.com/
       squidkeeper explain --body chat.json POST https://api.example/v1/chat
       squidkeeper log -n 1 --json | squidkeeper explain --record -
 
@@ -163,14 +176,24 @@ def explain(
     from squidkeeper.policy.engine import explain as engine
     from squidkeeper.policy.protocol.request import Request
 
+    stored = None
+    if named is not None:
+        if line or client or user or role or variables:
+            raise click.UsageError(
+                "--session goes without --record, --client, --user, --role and --variable: it has its own"
+            )
+        stored = stored_session(state, named)
+        client, user = stored.address, stored.user
     asked, request, now, revision = (
-        _of_record(line, method, client, user, role, at)
+        _of_record(line, state, method, client, user, role, at)
         if line
         else _of_arguments(method, url, client, user, at)
     )
     policy = _load(directory)
     session = assumed_session(policy.source, role, variables)
+    session = stored.session if stored else session
     if isinstance(request, Request):
+        session = request.session or session
         request = request._replace(session=session)
     _compare(revision, policy.revision, directory)
     found = engine.explain(
@@ -185,9 +208,10 @@ def explain(
         found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel
     )
     if as_json:
-        show_json(_as_object(shown, missing, session))
+        show_json(_as_object(shown, missing, session, stored))
     else:
-        show_text(_text(asked, shown, missing, squid, session))
+        about = _session_text(session, stored)
+        show_text(_text(asked, shown, missing, squid, about))
     raise SystemExit(
         _CANNOT_SAY if found.undecided else 0 if found.decision.allowed else 1
     )
@@ -346,9 +370,10 @@ def _of_arguments(
     )
 
 
-def _of_record(line: BinaryIO, *given: object) -> Question:
+def _of_record(line: BinaryIO, state: Path, *given: object) -> Question:
     from squidkeeper.record.log.listing import printable_field
     from squidkeeper.record.log.record import NONE, parse_record, parse_time
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions, Unknown
     from squidkeeper.record.log.requests import request_of, told_by_body, unexplained
 
     if any(given):
@@ -383,9 +408,17 @@ def _of_record(line: BinaryIO, *given: object) -> Question:
         else f"{record.rule}, by its body: {printable_field(told)}"
     )
     what = f"{record.method} {record.url} (logged: {record.verdict} by {by})"
+    session = RecordedSessions.of_gateway(state).of(record)
+    if session is Unknown.SESSION:
+        click.echo(
+            f"This request cannot be explained: it is of session {record.session}, which {sessions_folder(state)} "
+            "does not have, or no longer, or which this account cannot read.",
+            err=True,
+        )
+        raise SystemExit(_CANNOT_SAY)
     return (
         what,
-        request_of(record),
+        request_of(record, session),
         at,
         None if record.revision == NONE else record.revision,
     )
@@ -441,7 +474,7 @@ def _text(
     found: Explanation,
     missing: str | None,
     squid: _Squid | None,
-    session: Session | None,
+    session: str | None,
 ) -> str:
     decision = found.decision
     of = (
@@ -450,7 +483,7 @@ def _text(
         else ""
     )
     rows = [
-        ("session", _session_text(session)),
+        ("session", session),
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
         ("missing", _MISSING if found.undecided else None),
@@ -493,11 +526,15 @@ def _text(
     return "\n".join([f"{verdict:<12} {asked}", *lines])
 
 
-def _session_text(session: Session | None) -> str | None:
+def _session_text(session: Session | None, stored: StoredSession | None) -> str | None:
     if session is None:
         return None
     given = (f"{name} {', '.join(held)}" for name, held in session.values.items())
-    return "; ".join([f"role {session.role}", *given])
+    values = "; ".join([f"role {session.role}", *given])
+    if session.is_assumed:
+        return values
+    state = f", {stored.state}" if stored else ""
+    return f"{session.name} ({session.number}{state}): {values}"
 
 
 def _verdict_text(decision: Decision) -> str:
@@ -696,7 +733,10 @@ def _rewrite_text(decision: Decision) -> str | None:
 
 
 def _as_object(
-    found: Explanation, missing: str | None, session: Session | None
+    found: Explanation,
+    missing: str | None,
+    session: Session | None,
+    stored: StoredSession | None,
 ) -> dict[str, object]:
     decision = found.decision
     location = decision.location
@@ -706,8 +746,7 @@ def _as_object(
         "rule": decision.rule,
         "location": _place(location) if location else None,
         "reason": decision.reason,
-        "session": session
-        and {"role": session.role, "variables": dict(session.values)},
+        "session": session and _session_fields(session, stored),
         "by_body": [_body_fields(one) for one in found.by_body],
         "asks": decision.asks or decision.outlook.may_ask,
         "grant": found.grant
@@ -764,6 +803,18 @@ def _as_object(
         "passed_over": [_passed_fields(passed) for passed in found.passed_over],
         "not_reached": [_named(rule) for rule in found.not_reached],
         "not_applied": [_passed_fields(passed) for passed in found.not_applied],
+    }
+
+
+def _session_fields(
+    session: Session, stored: StoredSession | None
+) -> dict[str, object]:
+    made = {"name": session.name, "number": session.number}
+    return {
+        **({} if session.is_assumed else made),
+        **({"state": stored.state} if stored else {}),
+        "role": session.role,
+        "variables": dict(session.values),
     }
 
 

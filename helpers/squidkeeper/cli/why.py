@@ -335,6 +335,7 @@ def _beside(sources: TableSources) -> Path | None:
 def _surroundings(
     policies: _Policies, run: Path, cache_log: Path | None, search: Search
 ) -> Surroundings:
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
     from squidkeeper.record.why.cache_log import CacheLog, read_cache_log
     from squidkeeper.record.why.details import Surroundings
     from squidkeeper.serving.quotas.store_settings import quota_store_file
@@ -347,7 +348,8 @@ def _surroundings(
     )
     is_shared = quota_store_file(policies.directory).exists()
     crashes = read_crashes(policies.state) if search.since else ()
-    told = (log, is_shared, crashes, policies.in_force())
+    sessions = RecordedSessions.of_gateway(policies.state)
+    told = (log, is_shared, crashes, policies.in_force(), sessions)
     return Surroundings(
         policies.of, policies.current, _Resolver(), secret_problem, ticket_of, *told
     )

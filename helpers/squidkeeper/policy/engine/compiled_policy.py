@@ -247,8 +247,8 @@ class CompiledPolicy:
         own = decide_own_host(request)
         if own is not None:
             return _denied(request, own)
-        if self.sessions is not None and request.session is None:
-            request, refused = self.sessions.of(request)
+        if self.sessions is not None or request.session is not None:
+            request, refused = self._of_session(request)
             if refused is not None:
                 return _denied(request, refused)
         refused, lapses = self._check_login(request)
@@ -261,6 +261,16 @@ class CompiledPolicy:
         if session is not None:
             clients = (*clients, session.role)
         return self._match(request, clients, lapses)
+
+    def _of_session(self, request: Request) -> tuple[Request, Decision | None]:
+        """Return a request with its session; that of a record, or one that is assumed,
+        it has already.
+        """
+        if request.session is None:
+            return self.sessions.of(request) if self.sessions else (request, None)
+        from squidkeeper.policy.engine.sessions import refused_record
+
+        return request, refused_record(self.source, request.session)
 
     def _logged_in_as(self, request: Request, session: Session) -> bool:
         return (

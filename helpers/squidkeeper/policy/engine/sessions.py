@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -10,7 +10,7 @@ from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.errors import PatternError
 from squidkeeper.policy.engine.decision import OUTDATED, Decision, deny
 from squidkeeper.policy.language.model import SESSION_REQUIRED, Policy
-from squidkeeper.policy.language.roles import Session
+from squidkeeper.policy.language.roles import Role, Session
 from squidkeeper.policy.protocol.request import NO_LOGIN, Request
 from squidkeeper.policy.url import Address, Host
 
@@ -156,19 +156,34 @@ class PolicySessions:
         )
 
     def _problem(self, session: Session) -> str:
-        """Say why the policy does not know a session as it was given; else nothing."""
         known = self._problems.get(session.stamp)
         if known is None:
-            known = self._check(session)
+            known = problem_of(session, self._roles)
             self._problems.add(session.stamp, known, _PROBLEM_BYTES + len(known))
         return known
 
-    def _check(self, session: Session) -> str:
-        role = self._roles.get(session.role)
-        if role is None:
-            return _NO_ROLE.format(session.role, session.name)
-        try:
-            role.check(session.values)
-        except PatternError as error:
-            return _NO_VALUES.format(session.role, session.name, error)
-        return ""
+
+def problem_of(session: Session, roles: Mapping[str, Role]) -> str:
+    """Say why a policy with these roles does not know a session as it was given; else
+    nothing.
+    """
+    role = roles.get(session.role)
+    if role is None:
+        return _NO_ROLE.format(session.role, session.name)
+    try:
+        role.check(session.values)
+    except PatternError as error:
+        return _NO_VALUES.format(session.role, session.name, error)
+    return ""
+
+
+def refused_record(policy: Policy, session: Session) -> Decision | None:
+    """Deny the recorded requests of a session that a policy does not know as it was
+    given.
+
+    One that is assumed has values as its caller needs them.
+    """
+    if session.is_assumed:
+        return None
+    problem = problem_of(session, {role.name: role for role in policy.roles})
+    return deny(SESSION_INVALID, problem) if problem else None

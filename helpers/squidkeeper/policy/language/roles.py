@@ -194,6 +194,11 @@ class Session:
         number = -int(sha256(content.encode()).hexdigest()[:15], 16) - 1
         return cls(number, "", role, values, number, labels or {})
 
+    @property
+    def is_assumed(self) -> bool:
+        """Whether nobody has created it."""
+        return self.number < 0
+
     def holds_host(self, variable: str, host: Host) -> bool:
         """Whether a host is one of the values of a variable."""
         return host.address is None and host.text in self.values.get(variable, ())

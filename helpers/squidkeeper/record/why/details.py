@@ -25,6 +25,11 @@ from squidkeeper.record.log.record import (
     parse_time,
     truncated_fields,
 )
+from squidkeeper.record.log.recorded_sessions import (
+    NO_SESSIONS,
+    RecordedSessions,
+    Unknown,
+)
 from squidkeeper.record.log.requests import request_of
 from squidkeeper.record.why.cache_log import CacheLog
 from squidkeeper.record.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, shown
@@ -61,6 +66,7 @@ class Surroundings:
     now; None where there is none, or it cannot be read. `counts_are_shared` tells
     whether other gateways count quotas with this one. `in_force` is the revision that
     helpers have; empty where it is unknown.
+    `sessions` finds those of records.
     """
 
     policy_of: Callable[[str], CompiledPolicy | None]
@@ -72,6 +78,7 @@ class Surroundings:
     counts_are_shared: bool = False
     crashes: tuple[SquidCrash, ...] = ()
     in_force: str = ""
+    sessions: RecordedSessions = NO_SESSIONS
 
 
 def detail_of(failure: Failure, known: Surroundings) -> Detail:
@@ -106,10 +113,13 @@ def _policy(record: Record, known: Surroundings) -> CompiledPolicy | None:
     return known.current() if revision == NONE else known.policy_of(revision)
 
 
-def _explanation(record: Record, policy: CompiledPolicy) -> Explanation | None:
-    if truncated_fields(record) or record.url == NONE:
+def _explanation(
+    record: Record, policy: CompiledPolicy, known: Surroundings
+) -> Explanation | None:
+    session = known.sessions.of(record)
+    if truncated_fields(record) or record.url == NONE or session is Unknown.SESSION:
         return None
-    return explain(policy, request_of(record), parse_time(record))
+    return explain(policy, request_of(record, session), parse_time(record))
 
 
 def _denied_by_rule(record: Record, known: Surroundings) -> Detail:
@@ -159,7 +169,7 @@ def _without_rule(record: Record, known: Surroundings) -> Detail:
     policy = _policy(record, known)
     if policy is None:
         return Detail(values={"rule": "default"})
-    found = _explanation(record, policy)
+    found = _explanation(record, policy, known)
     reason = found.decision.reason if found and not found.decision.location else None
     passed = found.passed_over if found else []
     opened = _opening(record, policy, "add this rule", known)
@@ -185,7 +195,7 @@ def _denied_by_body(record: Record, known: Surroundings) -> Detail:
     policy = _policy(record, known)
     if policy is None:
         return Detail(values={"rule": decode_field(record.rule)})
-    rule, found = _rule_that_denied(record, policy), _explanation(record, policy)
+    rule, found = _rule_that_denied(record, policy), _explanation(record, policy, known)
     judged = [
         one.rule
         for one in (found.by_body if found else ())
@@ -220,7 +230,7 @@ def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
 
 def _is_allowed_now(record: Record, known: Surroundings) -> bool:
     current = known.current()
-    found = _explanation(record, current) if current else None
+    found = _explanation(record, current, known) if current else None
     return found is not None and found.decision.allowed and not found.undecided
 
 
@@ -233,6 +243,9 @@ _NOT_IN_FORCE: Final = (
     "see why an edit is not in force: the policy on disk allows it. `squidkeeper check` says whether Squid's account"
     " can read it, `squidkeeper doctor` what else keeps the former one"
 )
+
+
+_FOR_THE_ROLE: Final = "Its address was that session's: add a rule for the role"
 
 
 def _opening(
@@ -248,7 +261,11 @@ def _opening(
             {"opens": "do nothing: the policy was edited since, and allows it now"},
             {"opens": None},
         )
-    proposal = propose(record, policy)
+    session = known.sessions.of(record)
+    if session is Unknown.SESSION:
+        opens = f"find out its role: its session {shown(record.session)} is not known any more. {_FOR_THE_ROLE}"
+        return Detail({"opens": opens}, {"opens": None})
+    proposal = propose(record, policy, session)
     if proposal is None:
         return Detail(values={"opens": None})
     if proposal.unknown_client:
@@ -331,7 +348,7 @@ def _ticket(record: Record, known: Surroundings) -> Ticket | None:
 
 def _private_address(record: Record, known: Surroundings) -> Detail:
     policy = _policy(record, known)
-    found = _explanation(record, policy) if policy else None
+    found = _explanation(record, policy, known) if policy else None
     facts: dict[str, str] = {}
     values: dict[str, object] = {}
     if found and found.grant:
@@ -377,7 +394,7 @@ def _credential(record: Record, known: Surroundings) -> Detail:
     why now.
     """
     policy = _policy(record, known)
-    found = _explanation(record, policy) if policy else None
+    found = _explanation(record, policy, known) if policy else None
     credentials = found.decision.credentials if found else ()
     if policy is None or not credentials:
         return Detail()

@@ -20,6 +20,7 @@ from squidkeeper.policy.language.builder import build
 from squidkeeper.policy.language.contents import PolicyContents
 from squidkeeper.policy.language.document import parse_document
 from squidkeeper.policy.language.model import Rule
+from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.policy.url import DEFAULT_PORTS
 from squidkeeper.record.log.host_judging import clients_of
@@ -57,8 +58,11 @@ class Proposal:
     unknown_client: bool = False
 
 
-def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
-    """Propose a rule; None where the record holds only the beginning of what decides.
+def propose(
+    record: Record, policy: CompiledPolicy, session: Session | None = None
+) -> Proposal | None:
+    """Propose a rule, for the role of a session where one asked; None where the record
+    holds only the beginning of what decides.
 
     It goes above the rule that denied, or below all where none did. It is `private:
     true` where it has to be, and where the rule below the one that denied is.
@@ -66,7 +70,7 @@ def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
     asked = _in_an_open_tunnel(record)
     if truncated_fields(asked) or asked.url == NONE:
         return None
-    request = request_of(asked)
+    request = request_of(asked, session)
     if isinstance(request, Malformed):
         return Proposal(None, obstacle=request.reason)
     if rules := decide(policy, policy.match(request), parse_time(record)).by_body:
@@ -75,7 +79,7 @@ def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
             None,
             obstacle=f"its body is judged by {names}, and such a rule would open it for every body",
         )
-    clients = clients_of(policy, asked)
+    clients = (session.role,) if session else clients_of(policy, asked)
     if policy.source.clients and not clients:
         return Proposal(None, unknown_client=True)
     return _tried(
