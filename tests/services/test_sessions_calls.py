@@ -714,6 +714,7 @@ def test_the_document_of_the_calls_is_made_of_the_models(service: Service) -> No
     assert document["openapi"] == "3.1.0"
     assert {*document["paths"]} == {
         "/v1/sessions",
+        "/v1/sessions/exchange",
         "/v1/sessions/{name}",
         "/v1/sessions/{name}/effective",
         "/v1/sessions/{name}/usage",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel
 
 from squidkeeper.services.sessions.audit import AuditLog
+from squidkeeper.services.sessions.exchange import TokenExchange
 from squidkeeper.services.sessions.keeper import Kept, SessionKeeper
 from squidkeeper.services.sessions.models import (
     SessionsEnded,
@@ -25,7 +26,6 @@ from squidkeeper.services.sessions.orchestrators import (
 )
 from squidkeeper.services.sessions.problems import (
     TYPE,
-    CallProblem,
     CallRefused,
     ProblemCode,
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _JSON: Final = "application/json"
 _SESSION: Final = re.compile(r"/v1/sessions/([^/]+)(?:/(effective|usage|requests))?")
-_CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
+_CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE", "POST"})
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _LIMIT: Final = 1000
 _SHOWN: Final = 200  # characters of a path
@@ -78,6 +78,7 @@ class SessionsApplication:
         reports: Reports,
     ) -> None:
         self._keeper = keeper
+        self._exchange = TokenExchange(keeper)
         self._orchestrators = orchestrators
         self._audit = audit
         self._reports = reports
@@ -115,7 +116,7 @@ class SessionsApplication:
             caller = self._caller(call)
             return caller, self._answer(caller, call)
         except CallRefused as error:
-            return caller, _refused(error.problem)
+            return caller, _refused(error)
 
     def _caller(self, call: _Call) -> Orchestrator:
         known = self._orchestrators.current()
@@ -137,6 +138,10 @@ class SessionsApplication:
             return _json(openapi_document())
         if call.path == "/v1/sessions":
             return self._of_all(caller, call)
+        if (call.method, call.path) == ("POST", "/v1/sessions/exchange"):
+            made = self._exchange.take(caller, parse_object(call.body()))
+            answer = _kept(made.kept, 201 if made.kept.is_new else 200)
+            return replace(answer, facts={**answer.facts, **made.facts})
         found = _SESSION.fullmatch(call.path)
         if found is None:
             raise CallRefused(
@@ -294,11 +299,12 @@ def _numbers(ended: SessionsEnded) -> list[int]:
     return [one.number for one in ended.ended]
 
 
-def _refused(problem: CallProblem) -> CallAnswer:
+def _refused(error: CallRefused) -> CallAnswer:
+    problem = error.problem
     return CallAnswer(
         problem.status,
         problem.document(),
         TYPE,
         (("Allow", problem.allow),) if problem.allow else (),
-        facts={"problem": str(problem.code)},
+        facts={"problem": str(problem.code), **error.facts},
     )

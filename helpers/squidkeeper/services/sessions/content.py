@@ -23,17 +23,18 @@ _BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The time to live as it was asked for, whether the token was made here, and hashes
-    of secrets by their names.
+    """The time to live as it was asked for, whether the token was made here, hashes of
+    secrets by their names, and when the signed token ends that it was exchanged for.
     """
 
     ttl: int | None
     made_token: bool
     secrets: Mapping[str, str] = field(default_factory=dict)
+    until: float | None = None
 
     def text(self) -> str:
         """Write it for the store."""
-        return json.dumps([self.ttl, self.made_token, dict(self.secrets)])
+        return json.dumps([self.ttl, self.made_token, dict(self.secrets), self.until])
 
     @classmethod
     def parse(cls, text: str) -> Self:

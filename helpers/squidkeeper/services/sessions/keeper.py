@@ -24,6 +24,7 @@ from squidkeeper.services.sessions.content import Content, ContentKey
 from squidkeeper.services.sessions.models import (
     NAME,
     NAME_EXPECTED,
+    ExchangedSession,
     Judging,
     ListedSession,
     ListTaken,
@@ -66,6 +67,7 @@ _CUT_AT_START_SECONDS: Final = 600.0  # whose end may not have been cut
 _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
 _A_SECOND: Final = 1.0
+_NOT_FINISHED: Final = "not finished"  # why a session ended that was half made
 _NOTE: Final = (
     "connections of a session without an address are not cut: each new request in them is denied"
     " (tunnel-outdated), and what is under way goes on"
@@ -140,6 +142,16 @@ class SessionKeeper:
         terms = self._around.terms()
         asked = judged(SessionAsked, data, Judging(terms, caller))
         return self._put(caller, name, asked, terms)
+
+    def put_exchanged(
+        self, caller: Orchestrator, name: str, asked: ExchangedSession
+    ) -> Kept:
+        """Make the session of a signed token, or find that it is there."""
+        return self._put(caller, name, asked, self._around.terms())
+
+    def terms(self) -> PolicyTerms:
+        """Return what the policy in force has for sessions."""
+        return self._around.terms()
 
     def get(self, caller: Orchestrator, name: str) -> Kept:
         """Show a session; one that has ended too, as long as it is known."""
@@ -271,6 +283,8 @@ class SessionKeeper:
             if row is not None:
                 return self._again(caller, row, asked, terms)
             self._check_free(caller, name, terms)
+            if isinstance(asked, ExchangedSession):
+                self._check_unused(name)
             return self._create(caller, name, asked, terms)
 
     def _again(
@@ -291,7 +305,9 @@ class SessionKeeper:
                 f"session {row.number} has this name and other content: change it by PATCH, or end it first",
             )
         self._write_secrets(row.number, _revealed(asked))
-        lifetime = self._lifetime(row.created, asked.ttl, row.role, terms)
+        lifetime = self._lifetime(
+            row.created, asked.ttl, row.role, terms, _until(asked)
+        )
         extends = lifetime >= self._rest(row) + _A_SECOND
         if extends:
             with _told_store():
@@ -310,6 +326,16 @@ class SessionKeeper:
                 f"{caller.name} has {caller.sessions_at_most} sessions, which is its bound: end some first",
             )
 
+    def _check_unused(self, name: str) -> None:
+        """Refuse a signed token whose session has ended."""
+        with _told_store():
+            former = self._store.by_name(name)
+        if former is not None and former.ended_why != _NOT_FINISHED:
+            raise CallRefused(
+                ProblemCode.TOKEN_USED,
+                f"session {former.number} had this token: ask the platform for another",
+            )
+
     def _create(
         self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
     ) -> Kept:
@@ -318,7 +344,8 @@ class SessionKeeper:
             token = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
             hashed = sha256(token.encode()).hexdigest()
         values = _revealed(asked)
-        content = Content(asked.ttl, token is not None, self._key.hashes(values))
+        hashes, until = self._key.hashes(values), _until(asked)
+        content = Content(asked.ttl, token is not None, hashes, until)
         new = NewSession(
             name=name,
             role=asked.role,
@@ -328,7 +355,9 @@ class SessionKeeper:
             labels=asked.labels,
             secrets=tuple(sorted(values)),
             orchestrator=caller.name,
-            lifetime=self._lifetime(self._now().wall, asked.ttl, asked.role, terms),
+            lifetime=self._lifetime(
+                self._now().wall, asked.ttl, asked.role, terms, until
+            ),
             content=content.text(),
         )
         with _told_store():
@@ -336,7 +365,7 @@ class SessionKeeper:
         try:
             self._write_secrets(row.number, values)
         except CallRefused:
-            self._end(row, "not finished")
+            self._end(row, _NOT_FINISHED)
             raise
         kept = self._kept(row, terms, token)
         return replace(kept, is_new=True)
@@ -347,11 +376,14 @@ class SessionKeeper:
         values, content = _revealed(asked), Content.parse(row.content)
         lifetime = None
         if asked.ttl is not None:
-            lifetime = self._lifetime(row.created, asked.ttl, row.role, terms)
+            lifetime = self._lifetime(
+                row.created, asked.ttl, row.role, terms, content.until
+            )
         content = Content(
             asked.ttl if asked.ttl is not None else content.ttl,
             content.made_token,
             {**content.secrets, **self._key.hashes(values)},
+            content.until,
         )
         former = self._secrets.of(row.number)
         self._write_secrets(row.number, values)
@@ -383,6 +415,7 @@ class SessionKeeper:
             and dict(row.labels) == asked.labels
             and token == asked.token_sha256
             and content.ttl == asked.ttl
+            and content.until == _until(asked)
             and content.secrets == self._key.hashes(_revealed(asked))
         )
 
@@ -574,12 +607,22 @@ class SessionKeeper:
         return SessionState.ACTIVE, None
 
     def _lifetime(
-        self, created: float, ttl: int | None, role: str, terms: PolicyTerms
+        self,
+        created: float,
+        ttl: int | None,
+        role: str,
+        terms: PolicyTerms,
+        until: float | None,
     ) -> float:
-        """Return how long a session lives from now on; its role bounds the whole."""
+        """Return how long a session lives from now on: its role, and the end of its
+        signed token, bound the whole.
+        """
         known = terms.roles.get(role)
         most = known.ttl if known else LONGEST_TTL
-        return min(ttl or most, created + most - self._now().wall)
+        ends = created + most
+        if until is not None:
+            ends = min(ends, until)
+        return min(ttl or most, ends - self._now().wall)
 
     def _rest(self, row: SessionRow) -> float:
         """Return how long a session still lives, by the clock that ends it first."""
@@ -608,6 +651,11 @@ def _told_store() -> Iterator[None]:
         raise CallRefused(
             ProblemCode.STORE_UNAVAILABLE, f"nothing has changed: {error}"
         ) from error
+
+
+def _until(asked: SessionAsked) -> float | None:
+    """Return when the signed token of a session ends."""
+    return asked.until if isinstance(asked, ExchangedSession) else None
 
 
 def version_of(row: SessionRow) -> str:

@@ -348,6 +348,37 @@ class SessionAsked(_Body):
     )
 
 
+def _identity(name: str, info: ValidationInfo) -> str:
+    known = _judging(info).caller.identities
+    if name not in known:
+        expected = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"the caller may not exchange it, expected {expected}")
+    return name
+
+
+class ExchangeAsked(_Body):
+    """A signed token that becomes a session, as an orchestrator asks for it."""
+
+    identity: Annotated[str, AfterValidator(_identity)] = Field(
+        description="The identity of sessions.yaml whose token it is."
+    )
+    token: SecretStr = Field(description="The token: a signed JWT. It is never shown.")
+    address: _Address | None = Field(default=None, description="As by PUT.")
+    secrets: _Secrets = Field(default={}, description="As by PUT.")
+    ttl: _Ttl | None = Field(
+        default=None, description="As by PUT. The session ends with its token, too."
+    )
+    token_sha256: Annotated[str, AfterValidator(_token)] | None = Field(
+        default=None, description="As by PUT: of a token for the proxy."
+    )
+
+
+class ExchangedSession(SessionAsked):
+    """A session for a signed token, which bounds its whole life."""
+
+    until: float
+
+
 class ListedSession(SessionAsked):
     """A session of a whole list."""
 

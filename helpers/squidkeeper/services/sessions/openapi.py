@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from squidkeeper.base.release import release
 from squidkeeper.services.sessions.models import (
     NAME,
+    ExchangeAsked,
     ListedSession,
     ListTaken,
     SessionAsked,
@@ -24,7 +25,7 @@ from squidkeeper.services.sessions.problems import TYPE
 
 _VERSION: Final = "3.1.0"
 _SCHEMA: Final = "#/components/schemas/{model}"
-_TAKEN: Final = (SessionAsked, ListedSession, SessionChange)
+_TAKEN: Final = (SessionAsked, ListedSession, SessionChange, ExchangeAsked)
 _SHOWN: Final = (SessionShown, SessionPage, SessionsEnded, ListTaken)
 _PROBLEM: Final = {
     "type": "object",
@@ -116,6 +117,13 @@ def _paths() -> dict[str, Any]:
                 {204: None, 200: SessionsEnded},
                 _query("label"),
             ),
+        },
+        "/v1/sessions/exchange": {
+            "post": _call(
+                "Make a session of a signed token.",
+                {201: SessionShown, 200: SessionShown},
+                taken="ExchangeAsked",
+            )
         },
         one: {
             "parameters": [_NAME],

@@ -9,8 +9,8 @@ import logging
 import os
 import pwd
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -29,6 +29,13 @@ from squidkeeper.policy.language.settings_values import (
     parsed,
     read_model,
 )
+from squidkeeper.services.sessions.identities import (
+    NAME,
+    REQUIRED,
+    Identity,
+    IdentityEntry,
+    identity_faults,
+)
 
 SETTINGS: Final = "sessions.yaml"  # beside the policy's folder
 LOCAL: Final = "local"  # root's, where the file does not say who it is
@@ -36,12 +43,12 @@ _ROOT: Final = 0
 _SESSIONS_AT_MOST: Final = 100_000
 _SESSIONS: Final = 10_000
 _UID_AT_MOST: Final = 2**32 - 2
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _IDENTITIES: Final = ("user", "uid", "certificate")
 _REQUIRED: Final = {
     "version": "'version: 1'",
     "orchestrators": "the programs that may make sessions, each by a name",
     "roles": "the roles that it may give, such as [coding-agent]",
+    **REQUIRED,
 }
 _log = logging.getLogger(__name__)
 
@@ -85,7 +92,8 @@ class OrchestratorEntry(SettingsModel):
         default=None, description="The subject of its client certificate."
     )
     roles: tuple[Annotated[str, _named("name of a role")], ...] = Field(
-        description="The roles that it may give."
+        default=(),
+        description="The roles that it may give; without `identities` required.",
     )
     networks: _Networks | None = Field(
         default=None,
@@ -97,6 +105,9 @@ class OrchestratorEntry(SettingsModel):
     sessions: Annotated[int, number(_SESSIONS_AT_MOST)] = Field(
         default=_SESSIONS, description="How many sessions it has at most at a time."
     )
+    identities: tuple[Annotated[str, _named("name of an identity")], ...] = Field(
+        default=(), description="Whose signed tokens it may exchange for sessions."
+    )
 
 
 class SessionsFile(SettingsModel):
@@ -105,6 +116,9 @@ class SessionsFile(SettingsModel):
     version: Version = Field(description="The version of these settings: 1.")
     orchestrators: dict[str, OrchestratorEntry] = Field(
         description="The programs that may make sessions. `local` is root, unless it says otherwise."
+    )
+    identities: dict[str, IdentityEntry] = Field(
+        default={}, description="Whose signed tokens become sessions."
     )
 
 
@@ -121,6 +135,7 @@ class Orchestrator:
     networks: tuple[Network, ...] | None = None
     labels: tuple[str, ...] = ()
     sessions_at_most: int = _SESSIONS
+    identities: Mapping[str, Identity] = field(default_factory=dict)
 
     def may_give(self, role: str) -> bool:
         """Whether its sessions may have a role."""
@@ -167,9 +182,13 @@ def check_orchestrators(
         read, found = read_model(SessionsFile, document, _REQUIRED)
         faults += found
         faults += _conflicts(document)
+        faults += identity_faults(document)
     if read is None or faults:
         return None, tuple(sorted(faults))
-    made = (_orchestrator(name, entry) for name, entry in read.orchestrators.items())
+    known = {name: Identity.of(name, one) for name, one in read.identities.items()}
+    made = (
+        _orchestrator(name, entry, known) for name, entry in read.orchestrators.items()
+    )
     return Orchestrators(tuple(made)), ()
 
 
@@ -189,7 +208,9 @@ def orchestrators_schema() -> dict[str, Any]:
     return model_schema(SessionsFile, "The orchestrators of a gateway of squidkeeper")
 
 
-def _orchestrator(name: str, entry: OrchestratorEntry) -> Orchestrator:
+def _orchestrator(
+    name: str, entry: OrchestratorEntry, known: Mapping[str, Identity]
+) -> Orchestrator:
     uid = entry.uid
     if entry.user is not None:
         uid = pwd.getpwnam(entry.user).pw_uid
@@ -204,6 +225,7 @@ def _orchestrator(name: str, entry: OrchestratorEntry) -> Orchestrator:
         networks=None if networks is None else tuple(map(ip_network, networks)),
         labels=entry.labels,
         sessions_at_most=entry.sessions,
+        identities={one: known[one] for one in entry.identities},
     )
 
 
@@ -213,7 +235,7 @@ def _conflicts(document: Document) -> Iterator[Fault]:
     seen: dict[object, str] = {}
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         here = document.locate(("orchestrators", name), key=True)
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             expected = "up to 32 lower-case letters, digits, _ and -, such as slicer"
             message = (
                 f"{name[:100]!r} is no name of an orchestrator, expected {expected}"
@@ -221,6 +243,11 @@ def _conflicts(document: Document) -> Iterator[Fault]:
             yield Fault(here, FaultCode.INVALID_NAME, message)
         if not isinstance(entry, dict):
             continue
+        if not {"roles", "identities"} & entry.keys():
+            message = f"key 'roles' is missing, expected {_REQUIRED['roles']}"
+            yield Fault(
+                document.locate(("orchestrators", name)), FaultCode.MISSING_KEY, message
+            )
         given = [key for key in _IDENTITIES if key in entry]
         if len(given) > 1 or (not given and name != LOCAL):
             message = f"{name!r}: expected exactly one of user, uid and certificate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -20,12 +20,14 @@ class ProblemCode(StrEnum):
     INVALID_QUERY = "invalid-query"
     UNKNOWN_CALLER = "unknown-caller"
     SESSION_OF_ANOTHER = "session-of-another"
+    TOKEN_REFUSED = "token-refused"  # noqa: S105 - a code
     NO_SUCH_CALL = "no-such-call"
     NO_SESSION = "no-session"
     WRONG_METHOD = "wrong-method"
     OTHER_CONTENT = "other-content"
     NAME_TAKEN = "name-taken"
     ADDRESS_TAKEN = "address-taken"
+    TOKEN_USED = "token-used"  # noqa: S105 - a code
     CHANGED_MEANWHILE = "changed-meanwhile"
     TOO_LARGE = "too-large"
     INVALID_SESSION = "invalid-session"
@@ -35,6 +37,7 @@ class ProblemCode(StrEnum):
     HEAD_TOO_LARGE = "head-too-large"
     FAILED = "failed"
     NOT_IMPLEMENTED = "not-implemented"
+    KEYS_UNAVAILABLE = "keys-unavailable"
     NO_POLICY = "no-policy"
     SETTINGS_FAULTY = "settings-faulty"
     STORE_UNAVAILABLE = "store-unavailable"
@@ -46,12 +49,14 @@ _KINDS: Final[dict[ProblemCode, tuple[int, str]]] = {
     ProblemCode.INVALID_QUERY: (400, "A parameter of the query is wrong"),
     ProblemCode.UNKNOWN_CALLER: (403, "The caller is no orchestrator"),
     ProblemCode.SESSION_OF_ANOTHER: (403, "The session is another orchestrator's"),
+    ProblemCode.TOKEN_REFUSED: (403, "The token opens no session"),
     ProblemCode.NO_SUCH_CALL: (404, "There is no such call"),
     ProblemCode.NO_SESSION: (404, "There is no such session"),
     ProblemCode.WRONG_METHOD: (405, "The call has other methods"),
     ProblemCode.OTHER_CONTENT: (409, "A session of this name has other content"),
     ProblemCode.NAME_TAKEN: (409, "The name is taken"),
     ProblemCode.ADDRESS_TAKEN: (409, "The address is taken"),
+    ProblemCode.TOKEN_USED: (409, "The session of the token has ended"),
     ProblemCode.CHANGED_MEANWHILE: (412, "The session has changed meanwhile"),
     ProblemCode.TOO_LARGE: (413, "The body is too large"),
     ProblemCode.INVALID_SESSION: (422, "The session is not as it has to be"),
@@ -61,6 +66,7 @@ _KINDS: Final[dict[ProblemCode, tuple[int, str]]] = {
     ProblemCode.HEAD_TOO_LARGE: (431, "The head is too large"),
     ProblemCode.FAILED: (500, "The service failed"),
     ProblemCode.NOT_IMPLEMENTED: (501, "The service does not do this"),
+    ProblemCode.KEYS_UNAVAILABLE: (503, "The keys of the issuer cannot be read"),
     ProblemCode.NO_POLICY: (503, "No policy is in force"),
     ProblemCode.SETTINGS_FAULTY: (503, "sessions.yaml is faulty"),
     ProblemCode.STORE_UNAVAILABLE: (503, "The store of sessions cannot be written"),
@@ -111,7 +117,7 @@ class CallProblem:
 
 
 class CallRefused(Exception):
-    """A call that is answered with a problem."""
+    """A call that is answered with a problem; `facts` are for the audit log."""
 
     def __init__(
         self,
@@ -122,6 +128,7 @@ class CallRefused(Exception):
     ) -> None:
         super().__init__(detail)
         self.problem = CallProblem(code, detail, tuple(fields), allow)
+        self.facts: Mapping[str, object] = {}
 
 
 def pointer(*steps: object) -> str:
