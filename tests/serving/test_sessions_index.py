@@ -140,7 +140,7 @@ def test_a_change_holds_at_the_next_line(
     store.end(made.number, "deleted")
     assert found(index, OTHER) is None
     assert index.former(at(OTHER)) == (
-        "Its session vm-1 ended at 2027-01-15 08:00:00 UTC (deleted)."
+        "The last one ended at 2027-01-15 08:00:00 UTC (deleted)."
     )
     assert index.former(at(VM)) == ""
 

@@ -21,7 +21,7 @@ Stamp = int | tuple[int, int]
 _CACHE_BYTES, _PROBLEM_BYTES = 1024 * 1024, 300
 _REQUIRED: Final = "Only sessions may use this address, and none is active here."
 _NO_ROLE: Final = "The policy has no role {} any longer, which the session {} has."
-_NO_VALUES: Final = "The role {} no longer takes what the session {} was given: {}."
+_NO_VALUES: Final = "The role {} no longer takes what the session {} was given. Who made it can read why."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,9 @@ class Sessions(Protocol):
         """
 
     def former(self, client: Host) -> str:
-        """Say which session an address had last; an empty text where it had none."""
+        """Say when the last session of an address ended; an empty text where it had
+        none.
+        """
 
     def log_in(self, name: str, sha256: str, address: Address | None) -> str:
         """Return the result of a login, one of `LOGIN_RESULTS`."""
@@ -172,8 +174,8 @@ def problem_of(session: Session, roles: Mapping[str, Role]) -> str:
         return _NO_ROLE.format(session.role, session.name)
     try:
         role.check(session.values)
-    except PatternError as error:
-        return _NO_VALUES.format(session.role, session.name, error)
+    except PatternError:  # its text has the pattern, which is not for the client
+        return _NO_VALUES.format(session.role, session.name)
     return ""
 
 

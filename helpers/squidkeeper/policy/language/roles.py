@@ -162,6 +162,21 @@ class Role:
         return {name: known[name].check(given) for name, given in values.items()}
 
 
+def why_invalid(
+    role: Role | None, name: str, values: Mapping[str, Sequence[str]]
+) -> str:
+    """Say why the policy does not know a session as it was given, for who made it;
+    nothing where it does.
+    """
+    if role is None:
+        return f"the policy has no role {name}"
+    try:
+        role.check(values)
+    except PatternError as error:
+        return str(error)
+    return ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """A session, as the engine knows it.

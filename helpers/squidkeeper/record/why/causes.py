@@ -432,14 +432,14 @@ CAUSES: Final = (
         "session-required",
         "rule `session-required`",
         "Only sessions may use the address of this client, and none was active there.",
-        "Make a session: `squidkeeper session create`. The page of the denial says which one has ended.",
+        "Make a session: `squidkeeper session create`. The page of the denial says when the last one ended.",
         _of_rule("session-required"),
     ),
     KnownCause(
         "session-invalid",
         "rule `session-invalid`",
         "The policy no longer has the role of the session, or no longer takes the values of its variables.",
-        "End the session, and make one of a role that the policy has.",
+        "End the session, and make one of a role that the policy has. `squidkeeper session show` says what is wrong.",
         _of_rule("session-invalid"),
     ),
     KnownCause(

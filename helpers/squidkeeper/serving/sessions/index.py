@@ -49,7 +49,7 @@ _UNAVAILABLE: Final = Refused(
 _WRONG_LOGIN: Final = "The session {} has a token of another ID."
 _OTHER_NETWORK: Final = "The network of the session {} does not hold this address."
 _LAST_ENDED: Final = (
-    "SELECT name, ended, ended_why FROM sessions WHERE network IN (?, ?)"
+    "SELECT ended, ended_why FROM sessions WHERE network IN (?, ?)"
     " AND ended IS NOT NULL AND token_sha256 IS NULL ORDER BY ended DESC LIMIT 1"
 )
 _NO_COUNT: Final = [0]
@@ -170,7 +170,9 @@ class SessionIndex:
         return _UNREADABLE if self._refused else int(bool(self._by_name))
 
     def former(self, client: Host) -> str:
-        """Say which session an address had last; an empty text where it had none."""
+        """Say when the last session of an address ended; an empty text where it had
+        none. Who has the address now is not told whose it was.
+        """
         networks = _networks_of(client.text)
         try:
             row = self._file.read(
@@ -180,9 +182,9 @@ class SessionIndex:
             return ""
         if row is None:
             return ""
-        name, ended, why = row
+        ended, why = row
         at = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return f"Its session {name} ended at {at} ({why})."
+        return f"The last one ended at {at} ({why})."
 
     def close(self) -> None:
         """Close the files."""
