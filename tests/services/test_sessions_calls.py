@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -206,6 +206,13 @@ class Service:
     def rows(self) -> list[SessionRow]:
         with closing(SessionStore(self.folder)) as store:
             return store.active()
+
+    @contextmanager
+    def changed_store(self) -> Iterator[sqlite3.Connection]:
+        """Change the file behind the back of a service that has ended."""
+        file = sqlite3.connect(self.folder / FILE, isolation_level=None)
+        with closing(file):
+            yield file
 
     def secrets(self, number: int) -> Path:
         return self.run / "secrets" / str(number)
@@ -858,8 +865,7 @@ def test_a_session_that_ended_long_ago_is_forgotten(own_service: Service) -> Non
         service.put(name, CODING)
         service.delete(name)
     service.end()
-    file = sqlite3.connect(service.folder / FILE, isolation_level=None)
-    with closing(file):
+    with service.changed_store() as file:
         days = time.time() - 91 * 86_400
         file.execute("UPDATE sessions SET ended = ? WHERE name = 'old'", (days,))
     service.start()

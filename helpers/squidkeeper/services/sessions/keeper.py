@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from threading import RLock
 from typing import Any, Final
 
-from squidkeeper.base.errors import PatternError, SessionGone, SessionTaken
-from squidkeeper.policy.language.roles import LONGEST_TTL
+from squidkeeper.base.errors import SessionGone, SessionTaken
+from squidkeeper.policy.language.roles import LONGEST_TTL, why_invalid
 from squidkeeper.services.sessions.connections import Cut
 from squidkeeper.services.sessions.content import Content, ContentKey
 from squidkeeper.services.sessions.models import (
@@ -37,6 +37,7 @@ from squidkeeper.services.sessions.models import (
     SessionsEnded,
     SessionShown,
     SessionState,
+    judge_kept,
     judged,
     judged_or_faults,
     refuse_list,
@@ -122,6 +123,7 @@ class SessionKeeper:
         self._now = now
         self._lock = RLock()
         self._active: dict[str, SessionRow] = {}  # by name
+        self._numbers = Counter[str]()  # of active sessions, by orchestrator
         # when a name or network was left; at the start none is known, so all wait
         self._left: dict[str, float] = {}
         self._began = time.monotonic()
@@ -171,7 +173,10 @@ class SessionKeeper:
                 "send the ETag of the session that you saw",
             )
         terms, row = self._around.terms(), self._active_of(caller, name)
+        self._check_number(caller)
         judging = Judging(terms, caller, role=row.role)
+        stays = None if data.get("address") is not None else row.network
+        judge_kept(row.role, row.labels, stays, judging)
         asked = judged(SessionChange, data, judging)
         with self._ready(None, *_places(asked.address)):
             row = self._active_of(caller, name)
@@ -251,6 +256,7 @@ class SessionKeeper:
         a few times a second.
         """
         with self._lock:
+            self._shorten()
             over = self._end_over()
             now = time.monotonic()
             self._left = {
@@ -304,6 +310,7 @@ class SessionKeeper:
                 ProblemCode.OTHER_CONTENT,
                 f"session {row.number} has this name and other content: change it by PATCH, or end it first",
             )
+        self._check_number(caller)
         self._write_secrets(row.number, _revealed(asked))
         lifetime = self._lifetime(
             row.created, asked.ttl, row.role, terms, _until(asked)
@@ -320,10 +327,14 @@ class SessionKeeper:
             raise CallRefused(
                 ProblemCode.NAME_TAKEN, f"{name!r} is a proxy user of the policy"
             )
-        if len(self._own(caller)) >= caller.sessions_at_most:
+        self._check_number(caller, more=1)
+
+    def _check_number(self, caller: Orchestrator, more: int = 0) -> None:
+        has, most = self._numbers[caller.name], caller.sessions_at_most
+        if has + more > most:
             raise CallRefused(
                 ProblemCode.TOO_MANY_SESSIONS,
-                f"{caller.name} has {caller.sessions_at_most} sessions, which is its bound: end some first",
+                f"{caller.name} has {has} sessions, and its bound is {most}: end some first",
             )
 
     def _check_unused(self, name: str) -> None:
@@ -449,6 +460,23 @@ class SessionKeeper:
         since = max((self._left.get(key, self._began) for key in left), default=0)
         return since + KEPT_SECONDS - time.monotonic()
 
+    def _shorten(self) -> None:
+        """Have no session live longer than the policy in force lets its role."""
+        try:
+            roles = self._around.terms().roles
+        except CallRefused:  # no policy
+            return
+        late = {
+            role
+            for row in self._active.values()
+            if (role := roles.get(row.role)) is not None
+            and row.ends > row.created + role.ttl + _A_SECOND
+        }
+        for role in late:
+            with _told_store():
+                for row in self._store.shorten(role.name, role.ttl):
+                    self._take(row)
+
     def _end_over(self) -> list[SessionRow]:
         at = self._now()
         over = [row for row in self._active.values() if row.expired(at)]
@@ -460,7 +488,8 @@ class SessionKeeper:
         with _told_store():
             self._store.end(row.number, why)
         self._secrets.remove(row.number)
-        self._active.pop(row.name, None)
+        if self._active.pop(row.name, None) is not None:
+            self._numbers[row.orchestrator] -= 1
         self._leave(row)
         self._cut_later(row)
 
@@ -495,6 +524,8 @@ class SessionKeeper:
             self._left[place_of(row.network)] = now
 
     def _take(self, row: SessionRow) -> SessionRow:
+        if row.name not in self._active:
+            self._numbers[row.orchestrator] += 1
         self._active[row.name] = row
         return row
 
@@ -595,12 +626,8 @@ class SessionKeeper:
         if row.expired(self._now()):
             return SessionState.ENDED, EXPIRED
         role = terms.roles.get(row.role)
-        if role is None:
-            return SessionState.INVALID, f"the policy has no role {row.role}"
-        try:
-            role.check(row.variables)
-        except PatternError as error:
-            return SessionState.INVALID, str(error)
+        if why := why_invalid(role, row.role, row.variables):
+            return SessionState.INVALID, why
         if missing := self._secrets.missing(row.number, row.secrets):
             names = ", ".join(missing)
             return SessionState.SECRETS_MISSING, f"give these again: {names}"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar, cast
 
@@ -111,12 +112,16 @@ def _judging(info: ValidationInfo) -> Judging:
     return cast("Judging", info.context)
 
 
+def _check_given(role: str, judging: Judging) -> None:
+    if not judging.caller.may_give(role):
+        raise ValueError(
+            f"the orchestrator {judging.caller.name} may not give {role!r}"
+        )
+
+
 def _role(name: str, info: ValidationInfo) -> str:
     judging = _judging(info)
-    if not judging.caller.may_give(name):
-        raise ValueError(
-            f"the orchestrator {judging.caller.name} may not give {name!r}"
-        )
+    _check_given(name, judging)
     if name not in judging.terms.roles:
         known = filter(judging.caller.may_give, sorted(judging.terms.roles))
         raise ValueError(
@@ -126,7 +131,12 @@ def _role(name: str, info: ValidationInfo) -> str:
 
 
 def _address(text: str, info: ValidationInfo) -> str:
-    judging, network = _judging(info), parse_session_network(text)
+    network = parse_session_network(text)
+    _check_place(network, _judging(info))
+    return str(network)
+
+
+def _check_place(network: IPv4Network | IPv6Network, judging: Judging) -> None:
     wider = judging.terms.networks
     if not is_within(network, wider):
         shown = ", ".join(map(str, wider)) or "none"
@@ -137,7 +147,6 @@ def _address(text: str, info: ValidationInfo) -> str:
         raise ValueError(
             f"{network} is not within the networks of the orchestrator {judging.caller.name}"
         )
-    return str(network)
 
 
 def parse_session_network(text: str) -> IPv4Network | IPv6Network:
@@ -204,12 +213,31 @@ def _label_value(value: str) -> str:
 
 def _labels(given: object, info: ValidationInfo) -> object:
     """Note labels that are missing, also where others are faulty."""
-    judging = _judging(info)
-    for name in judging.caller.labels if isinstance(given, dict) else ():
-        if name not in cast("dict[str, object]", given):
+    if isinstance(given, dict):
+        _note_missing(given, _judging(info))
+    return given
+
+
+def _note_missing(labels: Container[str], judging: Judging) -> None:
+    for name in judging.caller.labels:
+        if name not in labels:
             message = f"the orchestrator {judging.caller.name} has to set this label"
             judging.fault(message, "labels", name)
-    return given
+
+
+def judge_kept(
+    role: str, labels: Container[str], network: str | None, judging: Judging
+) -> None:
+    """Note what the caller may no longer give of a session that it keeps."""
+    _note_missing(labels, judging)
+    checks = [("role", partial(_check_given, role, judging))]
+    if network is not None:
+        checks.append(("address", partial(_check_place, ip_network(network), judging)))
+    for field_name, check in checks:
+        try:
+            check()
+        except ValueError as error:
+            judging.fault(str(error), field_name)
 
 
 def _secret(value: SecretStr) -> SecretStr:

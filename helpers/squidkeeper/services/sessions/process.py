@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -73,6 +73,7 @@ def run_sessions(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it holds secrets
+    terms = lru_cache(maxsize=1)(policy_terms)
     policy: PolicyReader[CompiledPolicy] = PolicyReader(
         options.directory, revisions_folder(options.state), lambda compiled: compiled
     )
@@ -86,7 +87,7 @@ def run_sessions(
         SessionSecrets(folder),
         ContentKey(options.folder),
         GatewayOfSessions(
-            terms=lambda: policy_terms(policy.current),
+            terms=lambda: terms(policy.current),
             cut=partial(_cut, options.listeners),
             client_side=client_side,
         ),

@@ -17,10 +17,11 @@ from urllib.parse import quote, unquote
 from squidkeeper.base.errors import InvalidRecord
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.session_values import with_session
+from squidkeeper.policy.engine.sessions import SESSION_INVALID
 from squidkeeper.policy.language.matching.table import written
-from squidkeeper.policy.language.model import Credential, Rewrite, Rule
+from squidkeeper.policy.language.model import Action, Credential, Rewrite, Rule
 from squidkeeper.policy.language.quotas import Counted, Quota
-from squidkeeper.policy.language.roles import Session
+from squidkeeper.policy.language.roles import Session, why_invalid
 from squidkeeper.policy.url import address_host
 from squidkeeper.record.log.record import Record, parse_record
 from squidkeeper.serving.quotas.counts import holder
@@ -40,6 +41,9 @@ EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
 def effective(policy: CompiledPolicy, row: SessionRow) -> dict[str, Any]:
     """Tell what a session may reach, with the values of its variables put in."""
     source, session = policy.source, session_of(row)
+    role = next((role for role in source.roles if role.name == row.role), None)
+    if why := why_invalid(role, row.role, row.variables):
+        return _nothing(policy, row, why)
     names = _names(policy, row)
     rules = _of_session(source.rules, session, names)
     grants = _of_session(source.grants, session, names)
@@ -58,6 +62,22 @@ def effective(policy: CompiledPolicy, row: SessionRow) -> dict[str, Any]:
             for credential in credentials
         ],
         "default": str(source.default_action),
+    }
+
+
+def _nothing(policy: CompiledPolicy, row: SessionRow, why: str) -> dict[str, Any]:
+    return {
+        "session": row.name,
+        "number": row.number,
+        "role": row.role,
+        "revision": policy.revision,
+        "denied_by": SESSION_INVALID,
+        "reason": why,
+        "rules": [],
+        "grants": [],
+        "rewrites": [],
+        "credentials": [],
+        "default": str(Action.DENY),
     }
 
 

@@ -196,6 +196,20 @@ class SessionStore:
             _set(database, number, change=_next_change(database))
             return _active(database, number)
 
+    def shorten(self, role: str, ttl: float) -> list[SessionRow]:
+        """Have no active session of a role live longer than `ttl` in all, give or take
+        a second; return those whose end has moved.
+        """
+        with self._changing() as database:
+            late = "ended IS NULL AND role = ? AND ends > created + ? + 1"
+            rows = _select(database, late, role, ttl)
+            for row in rows:
+                sooner = row.ends - row.created - ttl
+                ends, boot_ends = row.ends - sooner, row.boot_ends - sooner
+                _set(database, row.number, ends=ends, boot_ends=boot_ends)
+                _set(database, row.number, change=_next_change(database))
+            return [_active(database, row.number) for row in rows]
+
     def end(self, number: int, why: str) -> SessionRow | None:
         """End a session; None where it is not active."""
         with self._changing() as database:
