@@ -5,8 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from .test_sessions_calls import (
     OTHER_UID,
     SETTINGS,
     STRANGER_UID,
+    Answered,
     Service,
     serving,
 )
@@ -274,3 +276,54 @@ def test_editors_know_the_settings() -> None:
     schema = json.loads(CliRunner().invoke(main, ["schema", "--sessions"]).stdout)
     Draft202012Validator(schema).validate(yaml.safe_load(SETTINGS))
     assert CliRunner().invoke(main, ["schema", "--sessions", "--gateway"]).exit_code
+
+
+def audited(service: Service, call: Callable[[], Answered]) -> list[tuple[str, str]]:
+    """Make a call; return the sessions and results of its lines."""
+    before = len(service.audit.read_text().splitlines())
+    assert call().status in (200, 204)
+    lines = service.audit.read_text().splitlines()[before:]
+    found = [json.loads(line) for line in lines]
+    assert {line["orchestrator"] for line in found} == {"local"}
+    assert all("number" in line or line["result"] == "refused" for line in found)
+    return [(line["session"], line["result"]) for line in found]
+
+
+def test_a_whole_list_has_an_entry_in_the_audit_log_for_each_session(
+    service: Service,
+) -> None:
+    for name in ("kept", "other", "gone"):
+        service.put(name, {**CODING, "labels": {"task": "1"}})
+    service.put("taken", PLAIN, OTHER_UID)
+    listed = [
+        {"name": "kept", **CODING, "labels": {"task": "1"}},
+        {"name": "other", **PLAIN},
+        {"name": "new", **PLAIN},
+        {"name": "taken", **PLAIN},
+    ]
+    put = partial(service.call, "PUT", "/v1/sessions", {"sessions": listed})
+    assert audited(service, put) == [
+        ("gone", "ended"),
+        ("other", "ended"),
+        ("other", "replaced"),
+        ("new", "created"),
+        ("taken", "refused"),
+    ]
+    end = partial(service.call, "DELETE", "/v1/sessions?label=task=1")
+    ended = [("kept", "ended"), ("new", "ended"), ("other", "ended")]
+    assert sorted(audited(service, end)) == ended
+
+
+def test_an_end_goes_by_the_version_that_was_seen(service: Service) -> None:
+    seen = service.put("vm", CODING).headers["etag"]
+    end = partial(service.call, "DELETE", "/v1/sessions/vm")
+    for tag in (f"W/{seen}", '"1-1"', seen.strip('"')):
+        refused = end(If_Match=tag)
+        assert (refused.status, refused.code) == (412, "changed-meanwhile")
+    assert end(If_Match=f'"1-1", {seen}').status == 200
+    assert end(If_Match=seen).status == 204, "it is gone"
+    again = service.put("vm", CODING)
+    assert end(If_Match=seen).status == 412, "another session"
+    change = partial(service.call, "PATCH", "/v1/sessions/vm", {"ttl": 600})
+    assert change(If_Match=f"W/{again.headers['etag']}").status == 412
+    assert change(If_Match="*").status == 200

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
@@ -16,7 +17,9 @@ from squidkeeper.services.sessions.audit import AuditLog
 from squidkeeper.services.sessions.exchange import TokenExchange
 from squidkeeper.services.sessions.keeper import Kept, SessionKeeper
 from squidkeeper.services.sessions.models import (
+    ListTaken,
     SessionsEnded,
+    SessionShown,
     parse_object,
 )
 from squidkeeper.services.sessions.openapi import openapi_document
@@ -34,6 +37,7 @@ from squidkeeper.serving.sessions.store import SessionRow
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+_log = logging.getLogger(__name__)
 _JSON: Final = "application/json"
 _SESSION: Final = re.compile(r"/v1/sessions/([^/]+)(?:/(effective|usage|requests))?")
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE", "POST"})
@@ -58,13 +62,13 @@ class Reports:
 
 @dataclass(frozen=True, slots=True)
 class CallAnswer:
-    """An answer; `facts` are for the audit log."""
+    """An answer; `entries` are for the audit log: one for each session."""
 
     status: int
     body: bytes = b""
     content_type: str = _JSON
     headers: tuple[tuple[str, str], ...] = ()
-    facts: Mapping[str, object] = field(default_factory=dict)
+    entries: tuple[Mapping[str, object], ...] = ({},)
 
 
 class SessionsApplication:
@@ -92,13 +96,13 @@ class SessionsApplication:
         # Whoever is no orchestrator cannot fill the log.
         if caller is not None and call.method in _CHANGING:
             self._audit.write(
+                answer.entries,
                 orchestrator=caller.name,
                 uid=call.uid,
                 call=call.method,
                 path=call.path[:_SHOWN],
                 query=call.query[:_SHOWN] or None,
                 status=answer.status,
-                **answer.facts,
             )
         reason = HTTPStatus(answer.status).phrase
         length = (
@@ -116,6 +120,8 @@ class SessionsApplication:
             caller = self._caller(call)
             return caller, self._answer(caller, call)
         except CallRefused as error:
+            if isinstance(error.__cause__, OSError):
+                _log.error("%s", error.__cause__)
             return caller, _refused(error)
 
     def _caller(self, call: _Call) -> Orchestrator:
@@ -141,7 +147,8 @@ class SessionsApplication:
         if (call.method, call.path) == ("POST", "/v1/sessions/exchange"):
             made = self._exchange.take(caller, parse_object(call.body()))
             answer = _kept(made.kept, 201 if made.kept.is_new else 200)
-            return replace(answer, facts={**answer.facts, **made.facts})
+            entries = tuple({**entry, **made.facts} for entry in answer.entries)
+            return replace(answer, entries=entries)
         found = _SESSION.fullmatch(call.path)
         if found is None:
             raise CallRefused(
@@ -167,9 +174,7 @@ class SessionsApplication:
                 return _json(page)
             case "PUT":
                 taken = self._keeper.take_list(caller, parse_object(call.body()))
-                made = [one.name for one in taken.sessions if one.result != "kept"]
-                facts = {"sessions": made, "ended": _numbers(taken)}
-                return _json(taken, facts)
+                return _json(taken, (*_entries_ended(taken), *_entries_listed(taken)))
             case "DELETE":
                 labels = _labels(call.parameters("label"))
                 if not labels:
@@ -191,7 +196,7 @@ class SessionsApplication:
                 data = parse_object(call.body())
                 return _kept(self._keeper.change(caller, name, data, call.if_match))
             case "DELETE":
-                return _ended(self._keeper.end(caller, name))
+                return _ended(self._keeper.end(caller, name, call.if_match))
         raise _wrong_method("GET, PUT, PATCH, DELETE")
 
 
@@ -265,38 +270,58 @@ def _wrong_method(allow: str) -> CallRefused:
 
 
 def _json(
-    made: BaseModel | Mapping[str, Any], facts: Mapping[str, object] | None = None
+    made: BaseModel | Mapping[str, Any], entries: Iterable[Mapping[str, object]] = ()
 ) -> CallAnswer:
     shown = (
         made.model_dump(mode="json", exclude_none=True)
         if isinstance(made, BaseModel)
         else made
     )
-    return CallAnswer(200, json.dumps(shown).encode() + b"\n", facts=facts or {})
+    body = json.dumps(shown).encode() + b"\n"
+    return CallAnswer(200, body, entries=tuple(entries) or ({},))
 
 
 def _kept(kept: Kept, status: int = 200) -> CallAnswer:
-    shown = kept.shown
-    facts = {
+    body = kept.shown.model_dump_json(exclude_none=True).encode() + b"\n"
+    entries = (_entry(kept.shown),)
+    return CallAnswer(status, body, headers=(("ETag", kept.version),), entries=entries)
+
+
+def _ended(ended: SessionsEnded) -> CallAnswer:
+    entries = [*_entries_ended(ended)]
+    if not ended.left and ended.problem is None and ended.note is None:
+        return CallAnswer(204, entries=tuple(entries) or ({},))
+    return _json(ended, entries)
+
+
+def _entry(shown: SessionShown) -> Mapping[str, object]:
+    return {
         "session": shown.name,
         "number": shown.number,
         "role": shown.role,
         "address": shown.address,
         "expires": shown.expires,
     }
-    body = shown.model_dump_json(exclude_none=True).encode() + b"\n"
-    return CallAnswer(status, body, headers=(("ETag", kept.version),), facts=facts)
 
 
-def _ended(ended: SessionsEnded) -> CallAnswer:
-    facts = {"ended": _numbers(ended), "left": ended.left}
-    if not ended.left and ended.problem is None and ended.note is None:
-        return CallAnswer(204, facts=facts)
-    return _json(ended, facts)
+def _entries_ended(ended: SessionsEnded) -> Iterator[Mapping[str, object]]:
+    """Yield an entry for each; `left` is that of all together."""
+    for one in ended.ended:
+        yield {
+            "session": one.name,
+            "number": one.number,
+            "result": "ended",
+            "left": ended.left,
+        }
 
 
-def _numbers(ended: SessionsEnded) -> list[int]:
-    return [one.number for one in ended.ended]
+def _entries_listed(taken: ListTaken) -> Iterator[Mapping[str, object]]:
+    for one in taken.sessions:
+        if one.session is not None and one.result != "kept":
+            yield {**_entry(one.session), "result": one.result}
+        elif one.problem is not None:
+            problem = one.problem["code"]
+            yield {"session": one.name, "result": one.result, "problem": problem}
 
 
 def _refused(error: CallRefused) -> CallAnswer:
@@ -306,5 +331,5 @@ def _refused(error: CallRefused) -> CallAnswer:
         problem.document(),
         TYPE,
         (("Allow", problem.allow),) if problem.allow else (),
-        facts={"problem": str(problem.code), **error.facts},
+        entries=({"problem": str(problem.code), **error.facts},),
     )

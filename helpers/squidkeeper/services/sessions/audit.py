@@ -1,7 +1,7 @@
 """The audit log: who has changed which session, and what came of it.
 
-A line of JSON for each call that changes something. It never holds the value of a
-secret, or a token.
+A line of JSON for each session that a call changes, or for a call that changes none. It
+never holds the value of a secret, or a token.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -31,16 +31,19 @@ class AuditLog:
         self._lock = Lock()
         self._problem = ""
 
-    def write(self, **facts: object) -> None:
-        """Append a line; one that cannot be written is told in the service's log."""
-        line = self._line(facts)
+    def write(self, entries: Iterable[Mapping[str, object]], **facts: object) -> None:
+        """Append a line for each entry, with the facts of all; what cannot be written
+        is told in the service's log.
+        """
+        lines = [self._line({**facts, **entry}) for entry in entries]
         try:
             with self._lock:
-                self._append(line)
+                self._append("".join(f"{line}\n" for line in lines).encode())
         except OSError as error:
             if str(error) != self._problem:
                 _log.error("%s cannot be written: %s", self._file, error)
-            _log.error("not in the audit log: %s", line)
+            for line in lines:
+                _log.error("not in the audit log: %s", line)
             self._problem = str(error)
         else:
             self._problem = ""
@@ -51,12 +54,13 @@ class AuditLog:
         given = {name: fact for name, fact in facts.items() if fact is not None}
         return json.dumps({"time": now, **given}, separators=(",", ":"))
 
-    def _append(self, line: str) -> None:
+    def _append(self, lines: bytes) -> None:
         descriptor = os.open(
             self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640
         )
         try:
-            os.write(descriptor, f"{line}\n".encode())
+            while lines:
+                lines = lines[os.write(descriptor, lines) :]
             length = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)

@@ -180,23 +180,25 @@ class SessionKeeper:
         asked = judged(SessionChange, data, judging)
         with self._ready(None, *_places(asked.address)):
             row = self._active_of(caller, name)
-            if version not in ("*", version_of(row)):
-                raise CallRefused(
-                    ProblemCode.CHANGED_MEANWHILE,
-                    f"the session is at {version_of(row)}: read it again",
-                )
+            _check_version(row, version)
             changed = self._changed(row, asked, terms)
         if changed.network != row.network:
             self._cut([row])
         return self._kept(changed, terms)
 
-    def end(self, caller: Orchestrator, name: str) -> SessionsEnded:
-        """End a session; nothing where it is gone."""
+    def end(
+        self, caller: Orchestrator, name: str, version: str | None = None
+    ) -> SessionsEnded:
+        """End a session, at the version that the caller has seen, if it says one;
+        nothing where it is gone.
+        """
         with self._lock:
             row = self._active.get(name)
             if row is None:
                 return SessionsEnded(ended=[])
             _check_own(caller, row)
+            if version is not None:
+                _check_version(row, version)
             self._end(row, "deleted")
         return self._ended([row])
 
@@ -434,10 +436,7 @@ class SessionKeeper:
         try:
             self._secrets.put(number, values)
         except OSError as error:
-            raise CallRefused(
-                ProblemCode.STORE_UNAVAILABLE,
-                f"the values of secrets cannot be kept: {error.strerror}",
-            ) from error
+            raise _unavailable() from error
 
     @contextmanager
     def _ready(self, name: str | None, *places: str) -> Iterator[None]:
@@ -675,9 +674,15 @@ def _told_store() -> Iterator[None]:
     except SessionGone as error:
         raise CallRefused(ProblemCode.NO_SESSION, "the session has ended") from error
     except OSError as error:
-        raise CallRefused(
-            ProblemCode.STORE_UNAVAILABLE, f"nothing has changed: {error}"
-        ) from error
+        raise _unavailable() from error
+
+
+def _unavailable() -> CallRefused:
+    """Say nothing of the machine: the log of the service has the cause."""
+    return CallRefused(
+        ProblemCode.STORE_UNAVAILABLE,
+        "nothing has changed; the log of this service has the cause: try again once its operators have removed it",
+    )
 
 
 def _until(asked: SessionAsked) -> float | None:
@@ -688,6 +693,15 @@ def _until(asked: SessionAsked) -> float | None:
 def version_of(row: SessionRow) -> str:
     """Write the version of a session, as its ETag."""
     return f'"{row.number}-{row.change}"'
+
+
+def _check_version(row: SessionRow, given: str) -> None:
+    """Refuse another version than those of If-Match; a weak tag is none of them."""
+    if not {"*", version_of(row)} & {tag.strip() for tag in given.split(",")}:
+        raise CallRefused(
+            ProblemCode.CHANGED_MEANWHILE,
+            f"the session is at {version_of(row)}: read it again",
+        )
 
 
 def _judged_list(

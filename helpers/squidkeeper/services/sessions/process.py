@@ -172,7 +172,7 @@ def _check(keeper: SessionKeeper, kept_seconds: float) -> None:
                 forgot = now
         except CallRefused as error:
             if now - told > 60:
-                _log.error("sessions cannot be ended: %s", error)
+                _log.error("sessions cannot be ended: %s", error.__cause__ or error)
                 told = now
         if now - alive > _ALIVE_EVERY_SECONDS:
             notify(ALIVE)
