@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from squidkeeper.base.faults import Location
+from squidkeeper.base.shared_database import SharedDatabase
 from squidkeeper.policy.language.roles import Role
 from squidkeeper.services.sessions import keeper as keeping
 from squidkeeper.services.sessions.connections import Cut
@@ -166,3 +168,30 @@ def test_a_change_that_is_refused_leaves_the_secrets_as_they_were(
         keeper.change(PLATFORM, "vm", change, "*")
     values = SessionSecrets(tmp_path / "secrets").of(made.shown.number)
     assert values == {"key": "old"}
+
+
+def test_the_sessions_of_a_list_reach_the_disk_once_and_end_at_once(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction that is synced waits for the disk, and others wait for it."""
+    levels: list[bool] = []
+    transaction = SharedDatabase.transaction
+
+    @contextmanager
+    def counted(
+        database: SharedDatabase, *, synced: bool = True
+    ) -> Iterator[sqlite3.Connection]:
+        levels.append(synced)
+        with transaction(database, synced=synced) as connection:
+            yield connection
+
+    keeper = kept(store, tmp_path, [])
+    monkeypatch.setattr(keeping, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(SharedDatabase, "transaction", counted)
+    listed = [{"name": f"vm-{number}", "role": "agent"} for number in range(50)]
+    keeper.take_list(PLATFORM, {"sessions": listed})
+    assert (levels.count(False), levels.count(True)) == (50, 1)
+    levels.clear()
+    keeper.take_list(PLATFORM, {"sessions": []})
+    assert levels.count(True) <= 2
+    assert store.active() == []

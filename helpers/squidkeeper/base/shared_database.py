@@ -49,6 +49,7 @@ class SharedDatabase:
         self._mode = mode
         self._wait_seconds = wait_seconds
         self._synchronous = synchronous
+        self._now_synchronous = synchronous  # of the open file
         self._prepare = prepare
         self._failure = failure
         self._busy = busy or failure
@@ -74,9 +75,16 @@ class SharedDatabase:
             raise failure(f"{self._file.parent}: {error}") from error
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Return the open file, for changes of which all happen, or none."""
+    def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        """Return the open file, for changes of which all happen, or none.
+
+        What is not `synced` survives a power cut with the next transaction that is.
+        """
         with self.opened() as database:
+            wanted = self._synchronous if synced else "NORMAL"
+            if wanted != self._now_synchronous:
+                database.execute(f"PRAGMA synchronous = {wanted}")
+                self._now_synchronous = wanted
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
@@ -122,6 +130,7 @@ class SharedDatabase:
         except sqlite3.Error:
             connection.close()
             raise
+        self._now_synchronous = self._synchronous
         self._inode = self._file.stat().st_ino
         return connection
 

@@ -67,6 +67,7 @@ _CUT_AGAIN_SECONDS: Final = 2.2  # before an address can be used again
 _CUT_AT_START_SECONDS: Final = 600.0  # whose end may not have been cut
 _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
+_LOOK_SECONDS: Final = 0.2  # for sessions that are over
 _A_SECOND: Final = 1.0
 _NOT_FINISHED: Final = "not finished"  # why a session ended that was half made
 _NOTE: Final = (
@@ -127,6 +128,7 @@ class SessionKeeper:
         # when a name or network was left; at the start none is known, so all wait
         self._left: dict[str, float] = {}
         self._began = time.monotonic()
+        self._look_at = 0.0  # for sessions that are over
         self._cut_again: deque[tuple[float, SessionRow]] = deque()
         for row in store.active():
             self._take(row)
@@ -199,7 +201,7 @@ class SessionKeeper:
             _check_own(caller, row)
             if version is not None:
                 _check_version(row, version)
-            self._end(row, "deleted")
+            self._end([row], "deleted")
         return self._ended([row])
 
     def end_labelled(
@@ -208,8 +210,7 @@ class SessionKeeper:
         """End the sessions of the caller that have all of the labels."""
         with self._lock:
             rows = [row for row in self._own(caller) if _has(row, labels)]
-            for row in rows:
-                self._end(row, "deleted")
+            self._end(rows, "deleted")
         return self._ended(rows)
 
     def page(
@@ -244,11 +245,13 @@ class SessionKeeper:
                 and row.orchestrator == caller.name
                 and not self._is_same(row, asked)
             ]
-            for row in (*gone, *replaced):
-                self._end(row, "not listed" if row.name not in names else "replaced")
+            self._end(gone, "not listed")
+            self._end(replaced, "replaced")
         others = {row.name for row in replaced}
         ended = self._ended([*gone, *replaced])
         taken = [self._listed(caller, asked, terms, others) for asked in listed]
+        with _told_store():
+            self._store.sync()
         return ListTaken(sessions=taken, **ended.model_dump())
 
     # --- time -------------------------------------------------------------------------
@@ -284,7 +287,13 @@ class SessionKeeper:
     # --- parts ------------------------------------------------------------------------
 
     def _put(
-        self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
+        self,
+        caller: Orchestrator,
+        name: str,
+        asked: SessionAsked,
+        terms: PolicyTerms,
+        *,
+        synced: bool = True,
     ) -> Kept:
         with self._ready(name, *_places(asked.address)):
             row = self._active.get(name)
@@ -293,7 +302,7 @@ class SessionKeeper:
             self._check_free(caller, name, terms)
             if isinstance(asked, ExchangedSession):
                 self._check_unused(name)
-            return self._create(caller, name, asked, terms)
+            return self._create(caller, name, asked, terms, synced=synced)
 
     def _again(
         self,
@@ -350,7 +359,13 @@ class SessionKeeper:
             )
 
     def _create(
-        self, caller: Orchestrator, name: str, asked: SessionAsked, terms: PolicyTerms
+        self,
+        caller: Orchestrator,
+        name: str,
+        asked: SessionAsked,
+        terms: PolicyTerms,
+        *,
+        synced: bool,
     ) -> Kept:
         token, hashed = None, asked.token_sha256
         if asked.address is None and hashed is None:
@@ -374,11 +389,11 @@ class SessionKeeper:
             content=content.text(),
         )
         with _told_store():
-            row = self._take(self._store.create(new))
+            row = self._take(self._store.create(new, synced=synced))
         try:
             self._write_secrets(row.number, values)
         except CallRefused:
-            self._end(row, _NOT_FINISHED)
+            self._end([row], _NOT_FINISHED)
             raise
         kept = self._kept(row, terms, token)
         return replace(kept, is_new=True)
@@ -477,20 +492,26 @@ class SessionKeeper:
                     self._take(row)
 
     def _end_over(self) -> list[SessionRow]:
+        now = time.monotonic()
+        if now < self._look_at:
+            return []
         at = self._now()
         over = [row for row in self._active.values() if row.expired(at)]
-        for row in over:
-            self._end(row, EXPIRED)
+        self._end(over, EXPIRED)
+        left = (row.seconds_left(at) for row in self._active.values())
+        self._look_at = now + min((_LOOK_SECONDS, *left))
         return over
 
-    def _end(self, row: SessionRow, why: str) -> None:
-        with _told_store():
-            self._store.end(row.number, why)
-        self._secrets.remove(row.number)
-        if self._active.pop(row.name, None) is not None:
-            self._numbers[row.orchestrator] -= 1
-        self._leave(row)
-        self._cut_later(row)
+    def _end(self, rows: Sequence[SessionRow], why: str) -> None:
+        if rows:
+            with _told_store():
+                self._store.end_all([row.number for row in rows], why)
+        for row in rows:
+            self._secrets.remove(row.number)
+            if self._active.pop(row.name, None) is not None:
+                self._numbers[row.orchestrator] -= 1
+            self._leave(row)
+            self._cut_later(row)
 
     def _cut_later(self, row: SessionRow) -> None:
         self._cut_again.append((time.monotonic() + _CUT_AGAIN_SECONDS, row))
@@ -526,6 +547,7 @@ class SessionKeeper:
         if row.name not in self._active:
             self._numbers[row.orchestrator] += 1
         self._active[row.name] = row
+        self._look_at = 0.0 if row.expired(TimeNow.now()) else self._look_at
         return row
 
     def _own(self, caller: Orchestrator) -> list[SessionRow]:
@@ -570,7 +592,7 @@ class SessionKeeper:
         replaced: set[str],
     ) -> SessionListed:
         try:
-            kept = self._put(caller, asked.name, asked, terms)
+            kept = self._put(caller, asked.name, asked, terms, synced=False)
         except CallRefused as error:
             return SessionListed(
                 name=asked.name, result="refused", problem=error.problem.as_object()

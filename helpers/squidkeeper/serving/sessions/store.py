@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -108,8 +108,13 @@ class SessionRow:
 
     def expired(self, at: TimeNow) -> bool:
         """Whether its time is over, by either clock."""
-        by_age = self.boot == at.boot and at.since_boot >= self.boot_ends
-        return by_age or at.wall >= self.ends
+        return self.seconds_left(at) <= 0
+
+    def seconds_left(self, at: TimeNow) -> float:
+        """Return how long it lives, by the clock that ends it first."""
+        left = self.ends - at.wall
+        is_same_boot = self.boot == at.boot
+        return min(left, self.boot_ends - at.since_boot) if is_same_boot else left
 
 
 class SessionStore:
@@ -143,12 +148,12 @@ class SessionStore:
         with self._changing():
             pass
 
-    def create(self, new: NewSession) -> SessionRow:
+    def create(self, new: NewSession, *, synced: bool = True) -> SessionRow:
         """Make a session; `SessionTaken` where an active one has its name or
-        address.
+        address. What is not `synced` survives a power cut after `sync`.
         """
         at = self._now()
-        with self._changing() as database:
+        with self._changing(synced=synced) as database:
             _end_expired(database, at)
             _check_free(database, new)
             values = (
@@ -218,6 +223,19 @@ class SessionStore:
             _end(database, number, self._now().wall, why)
             return _select(database, "number = ?", number)[0]
 
+    def end_all(self, numbers: Iterable[int], why: str) -> None:
+        """End sessions; those that are not active stay as they are."""
+        at = self._now()
+        with self._changing() as database:
+            for number in numbers:
+                if _select(database, "number = ? AND ended IS NULL", number):
+                    _end(database, number, at.wall, why)
+
+    def sync(self) -> None:
+        """Have a power cut take back nothing of what was changed."""
+        with self._changing() as database:
+            _next_change(database)
+
     def end_expired(self) -> list[SessionRow]:
         """End the sessions whose time is over; return them."""
         at = self._now()
@@ -277,10 +295,10 @@ class SessionStore:
             self._database.close()
 
     @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def _changing(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
         """Change the file, then have the helpers read it."""
         with self._lock:
-            with self._database.transaction() as database:
+            with self._database.transaction(synced=synced) as database:
                 _begin_numbers(database)
                 yield database
             try:
