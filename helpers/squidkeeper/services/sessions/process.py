@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import sys
@@ -99,8 +100,10 @@ def run_sessions(
         AuditLog(options.audit_log),
         _reports(options, lambda: _in_force(policy.current)),
     )
-    server = serve(application, bind(options.run / SOCKET), orchestrators.may_connect)
-    follow_time = partial(_check, keeper, options.keep_days * _DAY_SECONDS)
+    path = options.run / SOCKET
+    server = serve(application, bind(path), orchestrators.may_connect)
+    kept_seconds = options.keep_days * _DAY_SECONDS
+    follow_time = partial(_check, keeper, kept_seconds, path, _inode(path))
     threading.Thread(target=follow_time, name="time", daemon=True).start()
     notify(READY)
     server.run()
@@ -158,9 +161,17 @@ def _cut(listeners: Sequence[Listener], rows: Sequence[SessionRow]) -> Cut:
     return cut(networks, listeners) if networks else Cut()
 
 
-def _check(keeper: SessionKeeper, kept_seconds: float) -> None:
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _check(
+    keeper: SessionKeeper, kept_seconds: float, path: Path, inode: int | None
+) -> None:
     """End what is over, and forget what ended long ago. A store that cannot be written
     is tried again.
+
+    A socket that was removed or replaced ends the process, so that it is bound again.
     """
     told = alive = forgot = -_FORGET_EVERY_SECONDS
     while True:
@@ -177,4 +188,7 @@ def _check(keeper: SessionKeeper, kept_seconds: float) -> None:
         if now - alive > _ALIVE_EVERY_SECONDS:
             notify(ALIVE)
             alive = now
+            if _inode(path) != inode:
+                _log.error("%s is another file: this process ends", path)
+                os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_CHECK_EVERY_SECONDS)

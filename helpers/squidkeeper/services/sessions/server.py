@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import socket
@@ -33,6 +34,7 @@ LIST_BYTES: Final = 8 * 1024 * 1024  # of a whole list: 20,000 sessions
 _HELD_BYTES: Final = 2 * LIST_BYTES  # of bodies and unread answers of one caller
 _IN_MEMORY: Final = 1 << 30  # bodies and answers hold secrets, and reach no disk
 _THREADS: Final = 12  # of each caller; one that waits for an address is a thread
+_ASK_SECONDS: Final = 5.0
 _IDLE_SECONDS: Final = 20  # also for a whole request
 _CLEANUP_SECONDS: Final = 5
 _HEAD_BYTES: Final = 16 * 1024
@@ -50,13 +52,14 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length:", re.IGNORECASE)
 
 def bind(path: Path, mode: int = 0o666) -> socket.socket:
     """Listen on a Unix socket in place of one that a former process has left;
-    `ListenFailed` where that cannot be.
+    `ListenFailed` where that cannot be, or another process listens.
 
     Everybody may connect: whom the kernel names as the peer decides.
     """
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+            _check_left(path)
             path.unlink()
         bound.bind(str(path))
         path.chmod(mode)
@@ -66,6 +69,16 @@ def bind(path: Path, mode: int = 0o666) -> socket.socket:
         why = (error.strerror or str(error)).lower()
         raise ListenFailed(f"cannot listen on {path} ({why})") from error
     return bound
+
+
+def _check_left(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_ASK_SECONDS)
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:
+            return
+    raise OSError(errno.EADDRINUSE, "another process listens")
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:

@@ -34,6 +34,7 @@ FOLDER_MODE: Final = 0o2750  # its group reads
 EXPIRED: Final = "expired"  # why a session ended whose time is over
 _FILE_MODE: Final = 0o640
 _WAIT_SECONDS: Final = 5.0
+_RESERVE_BYTES: Final = 8 * 1024 * 1024  # twice what SQLite writes ahead
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -126,6 +127,7 @@ class SessionStore:
 
     def __init__(self, folder: Path, now: Callable[[], TimeNow] = TimeNow.now) -> None:
         self._file = folder / FILE
+        self._reserve = folder / "reserve"
         self._now = now
         self._lock = threading.Lock()
         self._counter = ChangeCounter(folder)
@@ -147,6 +149,7 @@ class SessionStore:
             self._check()
         with self._changing():
             pass
+        self._keep_reserve()
 
     def create(self, new: NewSession, *, synced: bool = True) -> SessionRow:
         """Make a session; `SessionTaken` where an active one has its name or
@@ -224,7 +227,20 @@ class SessionStore:
             return _select(database, "number = ?", number)[0]
 
     def end_all(self, numbers: Iterable[int], why: str) -> None:
-        """End sessions; those that are not active stay as they are."""
+        """End sessions; those that are not active stay as they are.
+
+        On a full disk the reserve makes room.
+        """
+        ending = [*numbers]
+        try:
+            self._end_all(ending, why)
+        except OSError:
+            if not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._end_all(ending, why)
+
+    def _end_all(self, numbers: Iterable[int], why: str) -> None:
         at = self._now()
         with self._changing() as database:
             for number in numbers:
@@ -270,6 +286,7 @@ class SessionStore:
         """Forget the sessions that ended before a time, in the files too; return how
         many.
         """
+        self._keep_reserve()
         removed = self._purge(before)
         if removed:
             with self._lock, self._database.opened() as database:
@@ -314,6 +331,13 @@ class SessionStore:
         """Make the file with its mode, which SQLite gives to those beside it."""
         with suppress(FileExistsError), self._file.open("xb") as file:
             os.fchmod(file.fileno(), _FILE_MODE)
+
+    def _keep_reserve(self) -> None:
+        """Hold some of the disk back, if there is room."""
+        if self._reserve.exists():
+            return
+        with suppress(OSError), self._reserve.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
 
     def _check(self) -> None:
         with self._database.opened() as database:
