@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -327,3 +328,16 @@ def test_an_end_goes_by_the_version_that_was_seen(service: Service) -> None:
     change = partial(service.call, "PATCH", "/v1/sessions/vm", {"ttl": 600})
     assert change(If_Match=f"W/{again.headers['etag']}").status == 412
     assert change(If_Match="*").status == 200
+
+
+def test_the_command_tells_a_stranger_who_may_call(service: Service) -> None:
+    words = ["session", "list", "--socket", str(service.socket)]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    os.seteuid(STRANGER_UID)
+    try:
+        refused = CliRunner().invoke(main, words)
+    finally:
+        os.seteuid(0)
+    assert refused.exit_code == 2
+    expected = f"sessions.yaml does not name the user {STRANGER_UID}"
+    assert expected in refused.stderr

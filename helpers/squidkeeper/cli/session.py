@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
@@ -60,16 +61,26 @@ class _Service:
             connection.request(method, where, data, sent)
             answer = connection.getresponse()
             read = answer.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (http.client.RemoteDisconnected, ConnectionError) as error:
+            if isinstance(error, ConnectionRefusedError):
+                raise self._is_away(error) from error
             raise UnusableInput(
-                f"{self.path}: squidkeeper sessions does not answer ({error}): start it"
+                f"{self.path}: squidkeeper sessions has closed the connection:"
+                f" it was restarted, or sessions.yaml does not name the user {os.geteuid()}"
             ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._is_away(error) from error
         finally:
             connection.close()
         made = json.loads(read) if read else None
         if answer.status >= 400:
             raise Failed(_refusal(made))
         return made, answer.headers.get("ETag", "")
+
+    def _is_away(self, error: Exception) -> UnusableInput:
+        return UnusableInput(
+            f"{self.path}: squidkeeper sessions does not answer ({error}): start it"
+        )
 
 
 def _refusal(problem: Any) -> str:
