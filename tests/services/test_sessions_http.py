@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from squidkeeper.cli import main
+from squidkeeper.services.exporter.sources import is_answered
 
 from ..waiting import wait_for
 from .test_sessions_calls import (
@@ -341,3 +343,19 @@ def test_the_command_tells_a_stranger_who_may_call(service: Service) -> None:
     assert refused.exit_code == 2
     expected = f"sessions.yaml does not name the user {STRANGER_UID}"
     assert expected in refused.stderr
+
+
+def test_the_exporter_sees_a_service_that_it_may_not_call(service: Service) -> None:
+    os.seteuid(STRANGER_UID)
+    try:
+        assert is_answered(service.socket)
+    finally:
+        os.seteuid(0)
+    assert is_answered(service.socket)
+    assert service.process
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        assert not is_answered(service.socket)
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    assert not is_answered(service.root / "nothing")
