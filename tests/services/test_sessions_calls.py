@@ -96,6 +96,21 @@ class Answered:
         return {error["pointer"]: error["detail"] for error in self.body["errors"]}
 
 
+def connected(path: Path, uid: int = 0) -> socket.socket:
+    """Connect as a user: the kernel notes who it was at that moment."""
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(60)
+    os.seteuid(uid)
+    try:
+        made.connect(str(path))
+    except OSError:
+        made.close()
+        raise
+    finally:
+        os.seteuid(0)
+    return made
+
+
 class Service:
     """The service of one gateway, below a folder that every user can reach."""
 
@@ -155,18 +170,7 @@ class Service:
         self.process.wait(60)
 
     def connect(self, uid: int = 0) -> socket.socket:
-        """Connect as a user: the kernel notes who it was at that moment."""
-        made = socket.socket(socket.AF_UNIX)
-        made.settimeout(60)
-        os.seteuid(uid)
-        try:
-            made.connect(str(self.socket))
-        except OSError:
-            made.close()
-            raise
-        finally:
-            os.seteuid(0)
-        return made
+        return connected(self.socket, uid)
 
     def call(
         self,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +19,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
+from waitress import wasyncore
 
 from squidkeeper.cli import main
 from squidkeeper.services.exporter.sources import is_answered
+from squidkeeper.services.sessions.server import bind, serve
 
 from ..waiting import wait_for
 from .test_sessions_calls import (
@@ -29,11 +33,14 @@ from .test_sessions_calls import (
     STRANGER_UID,
     Answered,
     Service,
+    connected,
     serving,
 )
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 pytestmark = pytest.mark.system
 PLAIN = {"role": "plain", "labels": {"task": "1"}}
@@ -134,27 +141,52 @@ def test_connections_of_one_orchestrator_keep_no_other_one_out(
             one.close()
 
 
-def test_calls_that_wait_keep_the_threads_of_their_own_caller_alone(
-    service: Service,
-) -> None:
-    """A PUT of a name that was just left waits 2.5 seconds. Each wait begins again
-    until the other orchestrator has its answers.
-    """
-    with concurrent.futures.ThreadPoolExecutor(60) as pool:
-        for number in range(60):
-            name = f"left-{number % 20}"
-            if number < 20:
-                assert service.put(name, CODING).status == 201
-                service.delete(name)
-        waiting = [
-            pool.submit(service.put, f"left-{number % 20}", CODING)
-            for number in range(60)
-        ]
-        for _ in range(3):
-            assert service.call("GET", "/v1/sessions", uid=OTHER_UID).status == 200
-        before = sum(one.done() for one in waiting)
-        assert before < len(waiting), "the other has waited for all of them"
-        assert {one.result().status for one in waiting} <= {200, 201}
+@contextmanager
+def served(application: WSGIApplication) -> Iterator[Path]:
+    """Serve an application to everybody in this process; yield the socket."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # each user can reach it
+    folder.chmod(0o755)
+    server = serve(application, bind(folder / "socket"), lambda _: True)
+    ended, sockets = threading.Event(), vars(server)["_map"]
+
+    def loop() -> None:
+        while not ended.is_set():
+            wasyncore.loop(timeout=0.1, use_poll=True, map=sockets, count=1)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield folder / "socket"
+    finally:
+        ended.set()
+        thread.join()
+        server.task_dispatcher.shutdown()
+        wasyncore.close_all(sockets)
+        shutil.rmtree(folder)
+
+
+def test_calls_that_wait_keep_the_threads_of_their_own_caller_alone() -> None:
+    goes_on = threading.Event()
+
+    def application(environ: WSGIEnvironment, start: StartResponse) -> list[bytes]:
+        if environ["PATH_INFO"] == "/wait":
+            goes_on.wait(60)
+        start("204 No Content", [])
+        return []
+
+    with served(application) as path, ExitStack() as stack:
+        waiting = [stack.enter_context(connected(path)) for _ in range(60)]
+        for one in waiting:
+            one.sendall(b"GET /wait HTTP/1.1\r\n\r\n")
+        other = stack.enter_context(connected(path, OTHER_UID))
+        other.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with closing(answer_of(other)) as answer:
+            assert answer.status == 204
+        assert not goes_on.is_set()
+        goes_on.set()
+        for one in waiting:
+            with closing(answer_of(one)) as answer:
+                assert answer.status == 204
 
 
 def test_a_body_that_says_to_be_too_long_is_refused_before_it_is_read(
