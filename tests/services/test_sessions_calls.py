@@ -125,6 +125,7 @@ class Service:
         write_policy(self.policy, POLICY)
         self.settings.write_text(SETTINGS)
         self.process: subprocess.Popen[bytes] | None = None
+        self.program: tuple[str, ...] = ("-m", "squidkeeper")
 
     def publish(self) -> str:
         loaded = load(self.policy, datetime.now(UTC)).compiled
@@ -149,7 +150,7 @@ class Service:
         words = [str(word) for pair in options.items() for word in pair]
         with (self.root / "stderr").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "squidkeeper", "sessions", *words], stderr=log
+                [sys.executable, *self.program, "sessions", *words], stderr=log
             )
         wait_for(self.answers, "the service")
 

@@ -156,7 +156,7 @@ class ServiceSource:
         return SessionsView(
             active=count_by_role(sessions_folder(self.state)),
             is_wanted=(self.directory.parent / _SESSIONS_SETTINGS).exists(),
-            answers=_answers(run / _SESSIONS_SOCKET),
+            answers=is_answered(run / _SESSIONS_SOCKET),
         )
 
     def _quota_store_problem(self, now: float) -> str | None:
@@ -167,14 +167,22 @@ class ServiceSource:
         )
 
 
-def _answers(path: Path) -> bool:
-    """Whether a service answers HTTP on a Unix socket."""
+def is_answered(path: Path) -> bool:
+    """Whether a service answers HTTP on a Unix socket, or closes it: this account may
+    not call.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
             asking.settimeout(_SOCKET_SECONDS)
             asking.connect(str(path))
-            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            return bool(asking.recv(1))
+            try:
+                asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                asking.recv(1)
+            except ConnectionError:
+                return True
+            except OSError:  # it is stuck
+                return False
+            return True
     except OSError:
         return False
 

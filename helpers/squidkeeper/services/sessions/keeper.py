@@ -69,7 +69,6 @@ _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
 _LOOK_SECONDS: Final = 0.2  # for sessions that are over
 _A_SECOND: Final = 1.0
-_NOT_FINISHED: Final = "not finished"  # why a session ended that was half made
 _NOTE: Final = (
     "connections of a session without an address are not cut: each new request in them is denied"
     " (tunnel-outdated), and what is under way goes on"
@@ -352,7 +351,7 @@ class SessionKeeper:
         """Refuse a signed token whose session has ended."""
         with _told_store():
             former = self._store.by_name(name)
-        if former is not None and former.ended_why != _NOT_FINISHED:
+        if former is not None:
             raise CallRefused(
                 ProblemCode.TOKEN_USED,
                 f"session {former.number} had this token: ask the platform for another",
@@ -389,13 +388,10 @@ class SessionKeeper:
             content=content.text(),
         )
         with _told_store():
-            row = self._take(self._store.create(new, synced=synced))
-        try:
-            self._write_secrets(row.number, values)
-        except CallRefused:
-            self._end([row], _NOT_FINISHED)
-            raise
-        kept = self._kept(row, terms, token)
+            row = self._store.create(
+                new, lambda number: self._make_secrets(number, values), synced=synced
+            )
+        kept = self._kept(self._take(row), terms, token)
         return replace(kept, is_new=True)
 
     def _changed(
@@ -447,11 +443,13 @@ class SessionKeeper:
             and content.secrets == self._key.hashes(_revealed(asked))
         )
 
+    def _make_secrets(self, number: int, values: Mapping[str, str]) -> None:
+        with _told_secrets():
+            self._secrets.make(number, values)
+
     def _write_secrets(self, number: int, values: Mapping[str, str]) -> None:
-        try:
+        with _told_secrets():
             self._secrets.put(number, values)
-        except OSError as error:
-            raise _unavailable() from error
 
     @contextmanager
     def _ready(self, name: str | None, *places: str) -> Iterator[None]:
@@ -679,6 +677,18 @@ class SessionKeeper:
         if row.boot != at.boot:
             return by_wall
         return min(by_wall, row.boot_ends - at.since_boot)
+
+
+@contextmanager
+def _told_secrets() -> Iterator[None]:
+    """Answer that the values of secrets cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CallRefused(
+            ProblemCode.STORE_UNAVAILABLE,
+            f"the values of secrets cannot be kept: {error.strerror}",
+        ) from error
 
 
 @contextmanager

@@ -22,6 +22,12 @@ class SessionSecrets:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def make(self, number: int, values: Mapping[str, str]) -> None:
+        """Write the values of a new session, and no others; OSError as from `put`."""
+        self.remove(number)  # of a session that was not finished
+        if values:
+            self._write(number, values)
+
     def put(self, number: int, values: Mapping[str, str]) -> None:
         """Add values to those of a session; OSError where they cannot be written."""
         if values:

@@ -151,9 +151,17 @@ class SessionStore:
             pass
         self._keep_reserve()
 
-    def create(self, new: NewSession, *, synced: bool = True) -> SessionRow:
-        """Make a session; `SessionTaken` where an active one has its name or
-        address. What is not `synced` survives a power cut after `sync`.
+    def create(
+        self,
+        new: NewSession,
+        prepare: Callable[[int], None] | None = None,
+        *,
+        synced: bool = True,
+    ) -> SessionRow:
+        """Make a session; `SessionTaken` where an active one has its name or address.
+
+        `prepare` takes its number ahead of the session's beginning: what it raises
+        leaves no session. What is not `synced` survives a power cut after `sync`.
         """
         at = self._now()
         with self._changing(synced=synced) as database:
@@ -172,6 +180,8 @@ class SessionStore:
                 *(new.content, _next_change(database)),
             )
             number = database.execute(_INSERTION, values).lastrowid
+            if prepare and number:
+                prepare(number)
             return _select(database, "number = ?", number)[0]
 
     def change(
