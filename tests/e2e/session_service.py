@@ -8,7 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from tests.waiting import wait_for
 
 from .gateway import Gateway
+from .raw import Raw
 
+NO_PORT = "127.0.0.1:1"
 SETTINGS = "version: 1\norchestrators: {local: {roles: [agent, reader, writer]}}\n"
 
 
@@ -65,6 +68,9 @@ class Service:
                 [*command, "sessions", *words], stdout=out, stderr=out
             )
         wait_for(self.answers, "the service of sessions")
+        with Raw(self.gateway) as client:  # whose helpers publish the policy
+            client.get("http://nowhere.example/", "nowhere.example")
+        wait_for(self.knows_policy, "the policy")
 
     def answers(self) -> bool:
         assert self.process
@@ -75,12 +81,30 @@ class Service:
         except OSError:
             return False
 
+    def knows_policy(self) -> bool:
+        return self.call("GET", "/v1/sessions").status == 200
+
     def kill(self) -> None:
         """Kill it, if it was started."""
         if self.process is None:
             return
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(60)
+
+    @contextmanager
+    def without_cut(self) -> Iterator[None]:
+        """Run it meanwhile as one that finds no connection to cut."""
+        listen = self.listen
+        self._restart(NO_PORT)
+        try:
+            yield
+        finally:
+            self._restart(*listen)
+
+    def _restart(self, *listen: str) -> None:
+        self.kill()
+        self.listen = listen
+        self.start()
 
     def call(
         self, method: str, where: str, body: object = None, match: str = ""

@@ -8,10 +8,11 @@ import shutil
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
-from tests.waiting import pause, wait_for
+from tests.waiting import wait_for
 
 from .gateway import NewGateway
 from .haproxy import HAProxy
@@ -35,7 +36,6 @@ rules:
   - {name: pinned, action: allow, clients: [writer], hosts: [pinned.example], tls: passthrough}
 """
 STREAM = Stream(events=(b"data: event\n\n",) * 3000, pause=0.1)
-NO_PORT = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,10 @@ def ask(raw: Raw, url: str) -> object:
     return told(raw.get(url, url.split("/")[2]))
 
 
+def needs_session(raw: Raw) -> bool:
+    return ask(raw, "http://docs.example/") == "session-required"
+
+
 def told(reply: Reply) -> object:
     return reply.rule or reply.status
 
@@ -90,7 +94,7 @@ def test_each_client_has_the_session_of_its_own_address(
         others = open_ones(stack, service, OTHER)
         office = open_ones(stack, service, "127.0.0.1")
         for raw in (*mine, *others):
-            assert ask(raw, "http://docs.example/") == "session-required"
+            wait_for(partial(needs_session, raw), "the sessions")
         service.put("vm", "writer", address=VM)
         for raw in mine:
             assert ask(raw, "http://upload.example/") == 200
@@ -140,12 +144,10 @@ def test_what_a_session_has_open_through_haproxy_is_cut(
 def test_an_address_used_again_has_nothing_of_its_predecessor_where_nothing_is_cut(
     service: Service, origins: Origins
 ) -> None:
-    service.kill()
-    service.listen = (NO_PORT,)
-    service.start()
-    gateway = service.gateway
-    service.put("first", "writer", address=VM)
     with ExitStack() as stack:
+        stack.enter_context(service.without_cut())
+        gateway = service.gateway
+        service.put("first", "writer", address=VM)
         kept = open_ones(stack, service, VM)
         old = stack.enter_context(tunnel(gateway, "upload.example:443", client=VM))
         same = stack.enter_context(tunnel(gateway, "docs.example:443", client=VM))
@@ -168,22 +170,16 @@ def test_an_address_used_again_has_nothing_of_its_predecessor_where_nothing_is_c
 def test_what_was_left_to_cut_is_cut_when_the_service_is_there_again(
     service: Service, origins: Origins
 ) -> None:
-    service.kill()
-    service.listen = (NO_PORT,)  # as if it had been killed ahead of the cut
-    service.start()
-    service.put("vm", "writer", address=VM)
-    service.put("other", "writer", address=OTHER)
     with ExitStack() as stack:
+        service.put("vm", "writer", address=VM)
+        service.put("other", "writer", address=OTHER)
         theirs = open_ones(stack, service, VM)
         others = open_ones(stack, service, OTHER)
         for raw in (*theirs, *others):
             assert ask(raw, "http://docs.example/") == 200
-        service.delete("vm")
-        service.kill()
-        pause(0.2, "nothing cuts meanwhile")
-        assert [raw.is_ended() for raw in theirs] == [False, False]
-        service.listen = (service.gateway.authority,)
-        service.start()
+        with service.without_cut():  # as if it had been killed ahead of the cut
+            service.delete("vm")
+            assert [raw.is_ended() for raw in theirs] == [False, False]
         for raw in theirs:
             wait_for(raw.is_ended, "the end")
         for raw in others:

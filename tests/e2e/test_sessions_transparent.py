@@ -40,7 +40,6 @@ credentials:
 """
 STREAM = Stream(events=(b"data: event\n\n",) * 3000, pause=0.1)
 CURL = ("curl", "-sS", "--max-time", "60")
-NO_PORT = "127.0.0.1:1"
 BOTH = pytest.mark.parametrize("scheme", ["https", "http"])
 
 
@@ -88,7 +87,7 @@ def test_a_vm_has_the_session_of_its_address_and_its_secret(
     transparent: Transparent, service: Service, origins: Origins, scheme: str
 ) -> None:
     url = f"{scheme}://docs.example/"
-    assert transparent.inside(*CURL, url).rule == "session-required"
+    wait_for(lambda: transparent.inside(*CURL, url).rule == "session-required")
     vm = transparent.vm.address
     made = service.put("vm", address=vm, secrets={"key": SECRET})
     before = len(transparent.gateway.log())
@@ -152,16 +151,11 @@ def test_what_a_session_has_open_is_cut_and_others_go_on(
 
 
 def test_a_successor_has_nothing_of_its_predecessor_where_nothing_is_cut(
-    transparent: Transparent,
-    service: Service,
-    listeners: tuple[str, ...],
-    origins: Origins,
+    transparent: Transparent, service: Service, origins: Origins
 ) -> None:
-    service.kill()
-    service.listen = (NO_PORT,)
-    service.start()
-    service.put("first", "writer", address=VM)
     with ExitStack() as stack:
+        stack.enter_context(service.without_cut())
+        service.put("first", "writer", address=VM)
         old = stack.enter_context(over_tls(transparent, "upload.example"))
         same = stack.enter_context(over_tls(transparent, "docs.example"))
         clear = stack.enter_context(plain(transparent))
@@ -177,6 +171,3 @@ def test_a_successor_has_nothing_of_its_predecessor_where_nothing_is_cut(
         with over_tls(transparent, "docs.example") as fresh:
             assert told(fresh.get("/", "docs.example")) == 200
         assert told(clear.get("/", "docs.example")) == 200
-    service.kill()
-    service.listen = listeners
-    service.start()
