@@ -5,7 +5,6 @@ real Squid: each answer is for the session that asked.
 import json
 import sys
 import threading
-import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from random import Random
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import pause, wait_for
 
 from .gateway import NewGateway
 from .origin import Origins
@@ -217,7 +216,7 @@ def come_and_go(service: Service, workers: int, lives: int) -> Load:
             with Raw(service.gateway) as raw:  # a client of the policy
                 reply = raw.get("http://docs.example/", "docs.example")
                 load.note("office", right=reply.status == 200, told=reply)
-            time.sleep(0.02)
+            pause(0.02, "the pace of a client")
         for one in running:
             one.result()
     sys.stdout.write(f"{len(load.numbers)} sessions: {load.seen}\n")
