@@ -85,7 +85,7 @@ class Load:
     def run(self, worker: int, lives: int) -> None:
         """Make sessions, one after the other, at the places of this worker."""
         random = Random(worker)
-        left: list[tuple[str, Asker]] = []
+        left: dict[str, Asker] = {}
         with ExitStack() as stack:
             for number in range(lives):
                 place = random.randrange(PLACES)
@@ -98,11 +98,9 @@ class Load:
                 )
                 kept = self.live(life)
                 stack.callback(kept.close)
-                left.append((life.name, kept))
-                for name, older in left[:-1]:
-                    if name == life.name:
-                        self.expect_gone(older)
-                left = left[-PLACES:]
+                if life.name in left:
+                    self.expect_gone(left[life.name])
+                left[life.name] = kept
 
     def live(self, life: Life) -> "Asker":
         """Make a session, use it in several ways, and end it."""
@@ -178,7 +176,12 @@ class Asker:
         reply = raw.send("\r\n".join([*head, "", ""])).answer("CONNECT")
         right = reply.status == 200
         self._load.note("CONNECT", right=right, told=(self._life, reply))
-        return raw.tls(self._host) if right else None
+        try:
+            return raw.tls(self._host) if right else None
+        except OSError as error:
+            raw.close()
+            self._load.note("TLS", right=False, told=(self._life, error))
+            return None
 
     def _own(self, reply: Reply) -> None:
         life, told = self._life, {}
