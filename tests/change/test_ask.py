@@ -569,7 +569,8 @@ def question(
 ) -> Question:
     host, _, port = url.split("/")[2].partition(":")
     at = NOW
-    known = (client, "-", method, url, "-", f"{host}:{port or 443}", "-", host)
+    tunnel = f"{host}:{port or 443}"
+    known = (client, "-", method, url, "-", tunnel, "-", "-", host)
     return Question(*known, count, 0, 0, at, at, "default", "-", "-", "-", 0, "1.1.1.1")
 
 

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from squidkeeper.base.faults import Location
 from squidkeeper.change.tightening.edits import Edits, proposed_edits, with_edits
-from squidkeeper.change.tightening.findings import Findings, KeptFor, findings
+from squidkeeper.change.tightening.findings import (
+    Findings,
+    KeptFor,
+    Kind,
+    Unused,
+    findings,
+)
 from squidkeeper.change.tightening.narrowing import Field, Narrowing
 from squidkeeper.change.tightening.proof import proven
 from squidkeeper.change.tightening.usage import measure
@@ -294,16 +300,17 @@ secrets: {key: {session: true, hosts: [a.example]}}
 """
 
 
-def test_what_is_for_sessions_stays(
+def test_what_names_variables_of_sessions_stays(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
     policy = loaded(OF_ROLES, tmp_path)
     found, _ = found_in(connection, policy, get("https://b.example/", verdict="deny"))
-    assert [rule.name for rule in found.unused] == ["gone"]
-    assert {rule.name: why for rule, why in found.kept} == (
-        dict.fromkeys(("clone", "wide"), KeptFor.SESSIONS)
+    assert [rule.name for rule in found.unused] == ["gone", "wide"]
+    assert {rule.name: why for rule, why in found.kept} == {"clone": KeptFor.SESSIONS}
+    assert found.others == (
+        Unused(Kind.ROLE, "agent"),
+        Unused(Kind.CREDENTIAL, "key"),
     )
-    assert found.others == ()
 
 
 def test_what_nobody_used_goes_or_is_kept_for_a_reason(

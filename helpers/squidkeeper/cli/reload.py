@@ -254,6 +254,7 @@ def _judge(
         write_verdict,
     )
     from squidkeeper.policy.published.places import published_folder
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
     from squidkeeper.record.table.database import bound_memory, spare_threads
     from squidkeeper.record.table.sources import TableSources
 
@@ -272,12 +273,9 @@ def _judge(
         return
     old = load_stored_revision(folder, edit.old)
     kept = archive if archive and archive.is_dir() else None
-    write_verdict(
-        folder,
-        judge_edit(
-            old, new, TableSources(log=access_log, archive=kept), datetime.now(UTC)
-        ),
-    )
+    sources = TableSources(log=access_log, archive=kept)
+    sessions = RecordedSessions.of_gateway(state)
+    write_verdict(folder, judge_edit(old, new, sources, datetime.now(UTC), sessions))
 
 
 def end_first() -> None:

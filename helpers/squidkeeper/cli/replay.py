@@ -84,7 +84,7 @@ def replay(
         )
     before = policy_in_force(state) if old is None else policy_named(old, state)
     after = policy_named(new, state, lender=before)
-    result = _replayed(read, before, after)
+    result = _replayed(read, before, after, state)
     names = text.ReplayedNames(before.name, after.name)
     if as_json:
         show_json(text.as_object(result, names))
@@ -95,8 +95,12 @@ def replay(
         raise SystemExit(1)
 
 
-def _replayed(read: TableOptions, old: NamedPolicy, new: NamedPolicy) -> ReplayResult:
+def _replayed(
+    read: TableOptions, old: NamedPolicy, new: NamedPolicy, state: Path
+) -> ReplayResult:
     from squidkeeper.change.replay.replay import COLUMNS, replay
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
 
+    sessions = RecordedSessions.of_gateway(state)
     with progress("judging the recorded requests"), read.open(COLUMNS) as table:
-        return replay(table.connection, old.compiled, new.compiled)
+        return replay(table.connection, old.compiled, new.compiled, sessions=sessions)

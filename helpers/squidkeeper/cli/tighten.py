@@ -96,7 +96,7 @@ def tighten(
     if as_json and as_diff:
         raise click.UsageError("give one of --json and --diff")
     policy = policy_in_force(state) if named is None else policy_named(named, state)
-    found, edits = _found(read, policy)
+    found, edits = _found(read, policy, state)
     check_judged(found.use.requests, read.files)
     short = text.too_short(found, min_days)
     if short and (as_diff or output):
@@ -115,16 +115,22 @@ def tighten(
         write("".join(text.as_text(found, policy.name, read.since, min_days)))
 
 
-def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
+def _found(
+    read: TableOptions, policy: NamedPolicy, state: Path
+) -> tuple[Findings, Edits]:
     from squidkeeper.change.tightening.edits import proposed_edits
     from squidkeeper.change.tightening.findings import findings
     from squidkeeper.change.tightening.proof import proven
     from squidkeeper.change.tightening.usage import COLUMNS, measure
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
 
+    sessions = RecordedSessions.of_gateway(state)
     source, now = policy.compiled.source, datetime.now(UTC)
     with progress("judging the recorded requests"), read.open(COLUMNS) as table:
-        use = measure(table.connection, policy.compiled)
-        edits = proven(table.connection, source, proposed_edits(source, use, now), now)
+        connection = table.connection
+        use = measure(connection, policy.compiled, sessions=sessions)
+        proposed = proposed_edits(source, use, now)
+        edits = proven(connection, source, proposed, now, sessions=sessions)
         return findings(source, use, edits, now), edits
 
 

@@ -25,6 +25,7 @@ from squidkeeper.policy.policy_store.reload_gate import (
 )
 from squidkeeper.policy.url import parse_address
 from squidkeeper.record.log.record import format_time, redacted_url
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 from squidkeeper.record.table.sources import TableSources
 from squidkeeper.record.table.table import open_table
 
@@ -36,7 +37,11 @@ _NAME_AT_MOST: Final = 300
 
 
 def judge_edit(
-    old: CompiledPolicy, new: CompiledPolicy, sources: TableSources, now: datetime
+    old: CompiledPolicy,
+    new: CompiledPolicy,
+    sources: TableSources,
+    now: datetime,
+    sessions: RecordedSessions = NO_SESSIONS,
 ) -> GateVerdict:
     """Judge what the new policy would deny of the requests that the old one's gate
     counts.
@@ -56,6 +61,7 @@ def judge_edit(
             old,
             new,
             groups_of_client=max(GROUPS_OF_CLIENT, bound_of_client(gate)),
+            sessions=sessions,
         )
     return verdict(
         (old.revision, new.revision), gate, found.of(FlipKind.DENIED), now, old.machines

@@ -21,6 +21,7 @@ from squidkeeper.record.log.host_judging import (
     beginnings_of,
 )
 from squidkeeper.record.log.record import Record, parse_time
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 from squidkeeper.record.log.requests import as_sent
 
 
@@ -83,12 +84,17 @@ class ReplayedHost:
 
 
 class ReplayJudge:
-    """Judges recorded requests by two policies."""
+    """Judges recorded requests by two policies, each as the session that asked."""
 
-    def __init__(self, old: CompiledPolicy, new: CompiledPolicy) -> None:
+    def __init__(
+        self,
+        old: CompiledPolicy,
+        new: CompiledPolicy,
+        sessions: RecordedSessions = NO_SESSIONS,
+    ) -> None:
         self._old = old
         self._new = new
-        self._hosts = RecordedHosts()
+        self._hosts = RecordedHosts(sessions)
 
     def askers(self, record: Record) -> tuple[str, ...]:
         """Return what the policies know of client and user."""

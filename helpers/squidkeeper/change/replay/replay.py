@@ -22,6 +22,11 @@ from squidkeeper.change.replay.result import (
 )
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.record.log.host_judging import clients_of
+from squidkeeper.record.log.recorded_sessions import (
+    NO_SESSIONS,
+    RecordedSessions,
+    Unknown,
+)
 
 # that the table has to have
 from squidkeeper.record.table.questions import (
@@ -52,7 +57,7 @@ _A_MOMENT: Final = timedelta(microseconds=1)
 # denied, whatever decides about the host
 _OWN_PAGE: Final = "contains(lower(a.url), '/squid-internal-')"
 DECISIVE: Final = Decisive(
-    asker=("client", "user"),
+    asker=("client", "user", "session"),
     host=("asker", "method", "origin", "sni", "tunnel", "hidden", "verdict"),
     record=(*KEY, "verdict"),
     time={
@@ -73,7 +78,7 @@ _TIMED: Final = """
 """
 _DIFFERING: Final = """
     CREATE OR REPLACE TABLE replay_differing AS
-    SELECT answer, client, user, host, method, url, time, request_id, used FROM replay_judged
+    SELECT answer, client, user, session, host, method, url, time, request_id, used FROM replay_judged
 """
 _FLIPS: Final = "answer INTEGER, flip INTEGER, kind VARCHAR"
 _TOTALS: Final = """
@@ -85,6 +90,7 @@ _TOTALS: Final = """
 _GROUPS: Final = """
     SELECT flip, any_value(kind) AS flips, client, user, host, count(*) AS requests,
         count(*) FILTER (used) AS used_requests, count(DISTINCT url), min(time), max(time),
+        list(DISTINCT session) FILTER (session IS NOT NULL),
         arg_max(struct_pack(time := time, method := method, url := url, request_id := request_id),
             struct_pack(used := used, time := time, url := url))
     FROM replay_differing JOIN replay_flips USING (answer) GROUP BY flip, client, user, host
@@ -104,16 +110,19 @@ def replay(
     new: CompiledPolicy,
     rows: str = "requests",
     groups_of_client: int = GROUPS_OF_CLIENT,
+    sessions: RecordedSessions = NO_SESSIONS,
 ) -> ReplayResult:
     """Judge the rows of a table or view with the `COLUMNS` of `requests` by two
     policies.
 
     The tables `replay_differing` (a row for each request about which there is something
-    to tell) and `replay_flips` (which of them flip) are left.
+    to tell) and `replay_flips` (which of them flip) are left. `sessions` finds those of
+    records.
     """
-    questions = QuestionTable(connection, rows)
+    questions = QuestionTable(connection, rows, sessions)
     timed = rows_at_their_times(connection, old, new)
-    judged = judge_rows(connection, "replay", timed, ReplayJudge(old, new), DECISIVE)
+    judge = ReplayJudge(old, new, sessions)
+    judged = judge_rows(connection, "replay", timed, judge, DECISIVE)
     connection.execute(_DIFFERING)
     flips = _insert_flips(connection, judged.answers)
     ((requests, first, last),) = connection.execute(
@@ -137,7 +146,7 @@ def replay(
         requests=requests - sum(unknown.values()),
         first=in_utc(first),
         last=in_utc(last),
-        flips=tuple(_groups(connection, flips, groups_of_client, (old, new))),
+        flips=tuple(_groups(connection, flips, groups_of_client, (old, new), sessions)),
         totals=_totals(connection),
         observed=_observed(connection, judged.answers),
         disagreeing=sum(
@@ -221,6 +230,7 @@ def _groups(
     flips: list[Flip],
     groups_of_client: int,
     policies: tuple[CompiledPolicy, CompiledPolicy],
+    sessions: RecordedSessions,
 ) -> Iterable[FlipGroup]:
     rows = connection.execute(
         _GROUPS.format(
@@ -228,11 +238,17 @@ def _groups(
         )
     ).fetchall()
     known: dict[tuple[str, str | None], tuple[str, ...]] = {}
-    for flip, _, client, user, host, requests, used, urls, first, last, example in rows:
+    for flip, _, client, user, host, requests, used, urls, first, last, *rest in rows:
+        asked, example = rest
         found = Example(**{**example, "time": in_utc(example["time"])})
         if (client, user) not in known:
             known[client, user] = _policy_clients(policies, client, user)
-        names = known[client, user]
+        roles = dict.fromkeys(
+            session.role
+            for number in asked or ()
+            if (session := sessions.numbered(number)) and session is not Unknown.SESSION
+        )
+        names = (*known[client, user], *sorted(roles))
         yield FlipGroup(
             flips[flip],
             client,

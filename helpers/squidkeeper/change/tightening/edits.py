@@ -23,6 +23,7 @@ from squidkeeper.policy.language.paths import parse_path_pattern
 from squidkeeper.policy.policy_edit import round_trip_yaml
 from squidkeeper.policy.policy_store.loading import build_sources
 from squidkeeper.policy.policy_store.sources import Sources
+from squidkeeper.record.table.questions import SESSION_UNKNOWN
 
 Edits = Mapping[str, tuple[Narrowing, ...] | None]  # by rules; None: the rule goes
 _PARSERS: Final[Mapping[Field, Callable[[Iterable[str]], object]]] = {
@@ -57,7 +58,7 @@ def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
     for position, rule in enumerate(policy.rules):
         if not is_edited(rule) or rule.name in by_bodies:
             continue
-        if is_of_roles(rule, policy):
+        if is_kept_for_sessions(rule, policy, use):
             continue
         used = use.of(rule)
         if not used.requests:
@@ -82,13 +83,18 @@ def is_edited(rule: Rule) -> bool:
     return rule.action is Action.ALLOW and rule.preset is None and not rule.observe
 
 
-def is_of_roles(entry: Entry, policy: Policy) -> bool:
-    """Whether an entry is for sessions.
+def is_kept_for_sessions(entry: Entry, policy: Policy, use: PolicyUse) -> bool:
+    """Whether the use of an entry proves nothing.
 
-    What one session used tells nothing about the values of the next.
+    What one session used tells nothing about the values of the next; and a session that
+    is not known any more may have used whatever sessions may.
     """
+    if entry.variables:
+        return True
+    if not policy.roles or not use.set_apart.get(SESSION_UNKNOWN):
+        return False
     roles = {role.name for role in policy.roles}
-    return not roles.isdisjoint(entry.match.clients or ())
+    return entry.match.clients is None or not roles.isdisjoint(entry.match.clients)
 
 
 def decided_by_bodies(policy: Policy) -> frozenset[str]:

@@ -10,11 +10,12 @@ from squidkeeper.change.tightening.edits import (
     Edits,
     decided_by_bodies,
     is_edited,
-    is_of_roles,
+    is_kept_for_sessions,
 )
 from squidkeeper.change.tightening.narrowing import Narrowing
 from squidkeeper.change.tightening.usage import PolicyUse
 from squidkeeper.policy.language.model import Action, Policy, Rule
+from squidkeeper.record.table.questions import SESSION_UNKNOWN
 
 
 class KeptFor(StrEnum):
@@ -34,6 +35,7 @@ class Kind(StrEnum):
     """What else of a policy can be unused."""
 
     CLIENT = "client"
+    ROLE = "role"
     LIST = "list"
     CREDENTIAL = "credential"
     REWRITE = "rewrite"
@@ -125,7 +127,7 @@ def _kept_for(policy: Policy, rule: Rule, use: PolicyUse, now: datetime) -> Kept
         KeptFor.CLOSES: rule.action is not Action.ALLOW,
         KeptFor.TUNNELS: use.of(rule).tunnels > 0,
         KeptFor.SCHEDULED: rule.when is not None and not rule.lapsed(now),
-        KeptFor.SESSIONS: is_of_roles(rule, policy),
+        KeptFor.SESSIONS: is_kept_for_sessions(rule, policy, use),
         KeptFor.BODIES: rule.name in decided_by_bodies(policy),
         KeptFor.DEFAULT: is_edited(rule) and policy.default_action is Action.ALLOW,
     }
@@ -139,17 +141,23 @@ def _others(policy: Policy, use: PolicyUse, now: datetime) -> Iterator[Unused]:
         Kind.CLIENT: (
             client.name for client in policy.clients if not use.clients[client.name]
         ),
+        Kind.ROLE: (
+            role.name
+            for role in policy.roles
+            if not (use.clients[role.name] or use.set_apart.get(SESSION_UNKNOWN))
+        ),
         Kind.LIST: (name for name in policy.lists if not use.lists[name]),
         Kind.CREDENTIAL: (
             credential.name
             for credential in policy.credentials
             if not use.credentials[credential.name]
-            and not is_of_roles(credential, policy)
+            and not is_kept_for_sessions(credential, policy, use)
         ),
         Kind.REWRITE: (
             rewrite.name
             for rewrite in policy.rewrites
-            if not use.rewrites[rewrite.name] and not is_of_roles(rewrite, policy)
+            if not use.rewrites[rewrite.name]
+            and not is_kept_for_sessions(rewrite, policy, use)
         ),
         Kind.PRESET: (
             preset.name for preset in policy.presets if preset.name not in used_presets

@@ -24,6 +24,7 @@ from squidkeeper.policy.language.matching.host_fields import share_a_host
 from squidkeeper.policy.language.model import Action, Policy, Rule
 from squidkeeper.policy.language.passthrough import conflicts
 from squidkeeper.policy.language.quotas import DEFAULT_RULE, Counted, QuotaUnit
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 
 if TYPE_CHECKING:
     import duckdb
@@ -35,6 +36,7 @@ def proven(
     edits: Edits,
     now: datetime,
     rows: str = "requests",
+    sessions: RecordedSessions = NO_SESSIONS,
 ) -> Edits:
     """Return the edits that open nothing, and change nothing about any recorded
     request.
@@ -50,7 +52,8 @@ def proven(
     while edits:
         edited = with_edits(decisive, edits)
         new = CompiledPolicy(edited)
-        broken = {group.flip.was for group in replay(connection, old, new, rows).flips}
+        found = replay(connection, old, new, rows, sessions=sessions)
+        broken = {group.flip.was for group in found.flips}
         broken |= rules_of_failing_tests(new, old, now)
         if not broken and any(conflicts(edited)):
             return {}

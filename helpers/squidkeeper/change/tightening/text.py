@@ -34,13 +34,14 @@ _KEPT: Final[Mapping[KeptFor, str]] = {
     KeptFor.OBSERVES: "it only observes, and nothing that it matches was asked for",
     KeptFor.SCHEDULED: "it holds at some times only",
     KeptFor.TUNNELS: "tunnels were opened by it; no request came in them",
-    KeptFor.SESSIONS: "it is for sessions, and another one has other values",
+    KeptFor.SESSIONS: "it is for sessions: another one has other values, or some are not known any more",
     KeptFor.BODIES: "bodies decide between it and other rules, and no body is logged",
     KeptFor.DEFAULT: "the default allows, so without it nothing is closed",
     KeptFor.NEEDED: "a test or a quota needs it, or a rule below it would do something else",
 }
 _OTHERS: Final[Mapping[Kind, str]] = {
     Kind.CLIENT: "clients from which no request came",
+    Kind.ROLE: "roles of which no session sent a request",
     Kind.LIST: "lists that held no host of a request",
     Kind.CREDENTIAL: "credentials that no request got",
     Kind.REWRITE: "rewrites that no request needed",

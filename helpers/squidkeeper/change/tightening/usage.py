@@ -43,6 +43,11 @@ from squidkeeper.record.log.host_judging import (
     beginnings_of,
 )
 from squidkeeper.record.log.record import NONE, Record, parse_time
+from squidkeeper.record.log.recorded_sessions import (
+    NO_SESSIONS,
+    RecordedSessions,
+    Unknown,
+)
 from squidkeeper.record.log.requests import as_sent, token
 from squidkeeper.record.table.questions import QuestionTable, in_utc
 from squidkeeper.record.table.row_judging import Judgements, insert, judge_rows
@@ -56,7 +61,7 @@ if TYPE_CHECKING:
 _BATCH: Final = 5000
 _USES: Final = f"""
     CREATE OR REPLACE TABLE tighten_uses AS
-    SELECT place, client, user, host, coalesce(method, '{NONE}') AS method, split_part(url, '?', 1) AS base,
+    SELECT place, client, user, session, host, coalesce(method, '{NONE}') AS method, split_part(url, '?', 1) AS base,
         count(*) AS requests, min(time) AS first, max(time) AS last, list(DISTINCT time::DATE) AS days
     FROM tighten_judged JOIN tighten_places USING (answer) GROUP BY ALL
 """  # noqa: S608 - of constants
@@ -133,9 +138,9 @@ class AttributedHost:
 class AttributionJudge:
     """Attributes recorded requests to the entries of a policy."""
 
-    def __init__(self, policy: CompiledPolicy) -> None:
+    def __init__(self, policy: CompiledPolicy, sessions: RecordedSessions) -> None:
         self._policy = policy
-        self._hosts = RecordedHosts()
+        self._hosts = RecordedHosts(sessions)
 
     def askers(self, record: Record) -> tuple[str, ...]:
         """Return what the policy knows of client and user."""
@@ -184,7 +189,8 @@ class PolicyUse:
     """How the entries of a policy were used in a period; `rules` by their names, also
     those of presets and grants.
 
-    `clients` counts the requests of each client of the policy, whatever was decided.
+    `clients` counts the requests of each client of the policy, and of the sessions of
+    each role, whatever was decided.
     """
 
     requests: int = 0
@@ -208,16 +214,16 @@ def measure(
     connection: duckdb.DuckDBPyConnection,
     policy: CompiledPolicy,
     rows: str = "requests",
+    sessions: RecordedSessions = NO_SESSIONS,
 ) -> PolicyUse:
     """Judge the rows of a table or view with the `COLUMNS` of `requests` by a policy,
     and count what decided.
     """
-    questions = QuestionTable(connection, rows)
+    questions = QuestionTable(connection, rows, sessions)
     timed = rows_at_their_times(connection, policy)
-    judged = judge_rows(
-        connection, "tighten", timed, AttributionJudge(policy), DECISIVE
-    )
-    return _Measurement(connection, policy, questions, judged).result()
+    judge = AttributionJudge(policy, sessions)
+    judged = judge_rows(connection, "tighten", timed, judge, DECISIVE)
+    return _Measurement(connection, policy, questions, judged, sessions).result()
 
 
 class _Measurement:
@@ -232,7 +238,9 @@ class _Measurement:
         policy: CompiledPolicy,
         questions: QuestionTable,
         judged: Judgements[Attribution | None],
+        sessions: RecordedSessions,
     ) -> None:
+        self._sessions = sessions
         self._connection = connection
         self._policy = policy
         self._use = PolicyUse(set_apart=questions.set_apart)
@@ -294,11 +302,14 @@ class _Measurement:
         return rule is not None and passes is (rule.verdict == "allow")
 
     def _read_clients(self) -> None:
-        for place, client, user, requests in self._each(
-            "SELECT place, client, user, sum(requests)::BIGINT",
-            "GROUP BY place, client, user",
+        for place, client, user, number, requests in self._each(
+            "SELECT place, client, user, session, sum(requests)::BIGINT",
+            "GROUP BY place, client, user, session",
         ):
             names = self._policy.clients_of(_address(client), token(user or NONE))
+            session = self._sessions.numbered(number or NONE)
+            if session is not None and session is not Unknown.SESSION:
+                names = (*names, session.role)
             self._use.clients.update(dict.fromkeys(names, requests))
             rule, passes = self._names[place]
             if self._counts(rule, passes=passes):

@@ -18,9 +18,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from squidkeeper.record.log.record import LENGTHS, NONE, Record
+from squidkeeper.record.log.recorded_sessions import (
+    NO_SESSIONS,
+    RecordedSessions,
+    Unknown,
+)
 from squidkeeper.record.log.requests import NOT_BY_THE_POLICY
 from squidkeeper.record.table.columns import ASKS_SPLICE, FOLDED, WAS_USED
 from squidkeeper.record.table.lines import record_of
+from squidkeeper.record.table.row_judging import insert
 
 if TYPE_CHECKING:
     import duckdb
@@ -32,12 +38,14 @@ _CUT, _WITHHELD, _PRIVATE_NAME, _CERTIFICATE, _UNASKED = (
     "certificate",
     "unasked",
 )
+SESSION_UNKNOWN: Final = "session-unknown"
 SET_APART: Final[Mapping[str, str]] = {  # why a request cannot be asked about again
     _UNASKED: NOT_BY_THE_POLICY[NONE],
     _PRIVATE_NAME: "a name had a private address, which only Squid knew",
     _CERTIFICATE: "the server's certificate did not cover the host, which only Squid knew",
     _WITHHELD: "the record withholds what the client sent",
     _CUT: "the record holds only the beginning of what decides",
+    SESSION_UNKNOWN: "its session is not known any more, so what it was allowed is unproven",
     **{rule: reason for rule, reason in NOT_BY_THE_POLICY.items() if rule != NONE},
 }
 # tells questions apart
@@ -49,6 +57,7 @@ KEY: Final = (
     "sni",
     "tunnel",
     "hidden",
+    "session",
 )
 COLUMNS: Final = (
     *(
@@ -87,12 +96,14 @@ _REPLACED: Final = {
 _NAMED_RULES: Final = ", ".join(
     f"'{rule}'" for rule in NOT_BY_THE_POLICY if rule != NONE
 )
+_UNKNOWN: Final = "unknown_sessions"
 _REASON: Final = (
     f"CASE WHEN rule IS NULL THEN '{_UNASKED}' WHEN rule IN ({_NAMED_RULES}) THEN rule"
     f" WHEN rule = 'private-address' AND NOT {_ADDRESS} THEN '{_PRIVATE_NAME}'"
     f" WHEN rule = 'authority-mismatch' AND revision IS NULL THEN '{_CERTIFICATE}'"
     f" WHEN url IS NULL OR method IS NULL THEN '{_WITHHELD}'"
-    f" WHEN {' OR '.join(f'coalesce(length({name}) = {LENGTHS[name]}, false)' for name in _DECISIVE)} THEN '{_CUT}' END"
+    f" WHEN {' OR '.join(f'coalesce(length({name}) = {LENGTHS[name]}, false)' for name in _DECISIVE)} THEN '{_CUT}'"
+    f" WHEN session IN (SELECT session FROM {_UNKNOWN}) THEN '{SESSION_UNKNOWN}' END"
 )
 _KEYS: Final = f"""
     SELECT {", ".join(KEY)}, any_value(host), count(*), count(*) FILTER (verdict = 'allow'), count(*) FILTER (used),
@@ -119,6 +130,7 @@ class Question:
     sni: str
     tunnel: str
     hidden: str
+    session: str
     host: str
     count: int
     allowed: int
@@ -147,19 +159,33 @@ class QuestionTable:
     as the view `asked`.
 
     The view has the columns of the rows, of which `sni` and `tunnel` are those of the
-    question, and `used`. `COLUMNS` are what the rows have to have.
+    question, and `used`. `COLUMNS` are what the rows have to have. What is of a session
+    that `sessions` does not find is set apart.
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, rows: str = "requests"
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        rows: str = "requests",
+        sessions: RecordedSessions = NO_SESSIONS,
     ) -> None:
         self._connection = connection
         self._rows = rows
+        self._insert_unknown(sessions)
         replaced = ", ".join(f"{value} AS {name}" for name, value in _REPLACED.items())
         connection.execute(
             f"CREATE OR REPLACE VIEW asked AS SELECT * REPLACE ({replaced}), {WAS_USED} AS used FROM {rows}"
             f" WHERE {_REASON} IS NULL"
         )
+
+    def _insert_unknown(self, sessions: RecordedSessions) -> None:
+        named = f"SELECT DISTINCT session FROM {self._rows} WHERE session IS NOT NULL"
+        unknown = [
+            (number,)
+            for (number,) in self._connection.execute(named).fetchall()
+            if sessions.numbered(number) is Unknown.SESSION
+        ]
+        insert(self._connection, _UNKNOWN, "session VARCHAR", unknown)
 
     @cached_property
     def set_apart(self) -> Mapping[str, int]:
