@@ -1,5 +1,6 @@
-"""`replay`, `tighten` and the reload gate judge each record as the session that asked,
-also after its end; what is of a session that is not known any more is counted apart.
+"""`replay`, `tighten`, `learn` and the reload gate judge each record as the session
+that asked, also after its end; what is of a session that is not known any more is
+counted apart.
 """
 
 from __future__ import annotations
@@ -148,6 +149,33 @@ def test_a_rule_that_an_unknown_session_may_have_used_stays(
     kept = {rule["rule"]: rule["reason"] for rule in told["kept"]}
     assert kept == dict.fromkeys(("never", "all"), "sessions")
     assert told["set_apart"] == {SESSION_UNKNOWN: 1}
+
+
+def test_rules_are_learned_for_roles(used: RecordedGateway) -> None:
+    """Two sessions of two machines teach what each alone does not."""
+    other = used.session("vm-8", "10.20.0.9")
+    seen = used.session("vm-9", "10.20.0.10", role="gone", variables={})
+    for session in (other, used.store.by_name("vm-7")):
+        used.record("https://both.example/", session)
+    used.record("https://gone.example/", seen)
+    used.record("https://unknown.example/", "5")
+    options = ("--policy", used.policy_folder, used.log)
+    draft = used.run("learn", "--json", *options)
+    told = json.loads(draft.stdout)
+    assert [rule["hosts"] for rule in told["rules"]] == [["both.example"]]
+    assert {one["host"] for one in told["listed"]} == {"git.example", "docs.example"}
+    notes = "\n".join(told["notes"])
+    assert "1 request: its session is not known any more" in notes
+    assert "whose role the policy does not have: gone." in notes
+
+    drafted = used.folder / "drafted"
+    drafted.mkdir()
+    file = drafted / "policy.yaml"
+    text = used.run("learn", "--client", "agent", "--output", file, *options)
+    assert text.exit_code == 0, text.stderr
+    policy = used.policy("drafted").source
+    assert policy.roles[0].variables == used.policy().source.roles[0].variables
+    assert {rule.match.clients for rule in policy.rules} == {frozenset({"agent"})}
 
 
 def test_the_reload_gate_counts_what_sessions_would_lose(

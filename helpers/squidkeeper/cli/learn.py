@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,11 @@ import click
 from squidkeeper.base.formatting import quantity
 from squidkeeper.cli.arguments import table_options
 from squidkeeper.cli.failures import UnusableInput
-from squidkeeper.cli.helper_options import path_option, policy_option
+from squidkeeper.cli.helper_options import (
+    path_option,
+    policy_option,
+    state_option,
+)
 from squidkeeper.cli.options import json_option
 from squidkeeper.cli.output import check_new_file, open_new_file, progress
 
@@ -36,7 +40,9 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
 @click.command()
 @table_options
 @click.option(
-    "--client", metavar="NAME", help="Learn only for this client of the policy."
+    "--client",
+    metavar="NAME",
+    help="Learn only for this client, or this role, of the policy.",
 )
 @click.option(
     "--min-days",
@@ -53,6 +59,7 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
 )
 @click.option("--no-presets", is_flag=True, help="Propose rules only, no presets.")
 @policy_option
+@state_option()
 @json_option
 @path_option(
     "--output",
@@ -67,6 +74,7 @@ def learn(
     min_clients: int | None,
     no_presets: bool,
     directory: Path,
+    state: Path,
     as_json: bool,
     output: Path | None,
 ) -> None:
@@ -95,8 +103,10 @@ def learn(
     from squidkeeper.change.learning.askers import Askers
     from squidkeeper.change.learning.draft import json_of, yaml_of
     from squidkeeper.change.learning.learner import Support
+    from squidkeeper.record.log.recorded_sessions import RecordedSessions
 
-    askers = Askers(_policy(directory, client), client)
+    sessions = RecordedSessions.of_gateway(state)
+    askers = Askers(_policy(directory, client), client, sessions)
     support = Support(min_days, min_clients or (_OF_ALL if client is None else _OF_ONE))
     draft, notes = _learned(read, askers, support, presets=not no_presets)
     if output is not None:
@@ -125,7 +135,7 @@ def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
     policy = policy_on_disk(folder) if _policy_file(folder) else None
     if policy is None:
         return draft, ()
-    clients = {client.name for client in policy.source.clients} & draft.defined.keys()
+    clients = {*_names(policy)} & draft.defined.keys()
     presets = {preset.name for preset in policy.source.presets} & {
         preset.name for preset in draft.presets
     }
@@ -164,7 +174,7 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
     from squidkeeper.cli.arguments import policy_on_disk
 
     policy = policy_on_disk(directory)
-    names = [client.name for client in policy.source.clients] if policy else []
+    names = _names(policy) if policy else []
     if client is not None and client not in names:
         known = (
             f"expected one of {', '.join(names)}"
@@ -180,6 +190,11 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
             err=True,
         )
     return policy
+
+
+def _names(policy: CompiledPolicy) -> list[str]:
+    roles = [role.name for role in policy.source.roles]
+    return [*(client.name for client in policy.source.clients), *roles]
 
 
 def _learned(
@@ -198,7 +213,7 @@ def _learned(
         progress("learning from the recorded requests"),
         read.open(COLUMNS, with_earlier=True) as table,
     ):
-        uses = UseTable(table.connection, *read.period)
+        uses = UseTable(table.connection, *read.period, askers.sessions)
         draft = learned(uses.each(cover.hosts), askers, cover.covering, support)
         if draft.used is None:
             raise UnusableInput(
@@ -207,6 +222,7 @@ def _learned(
         return draft, (
             *_notes(uses),
             *_few(draft, support),
+            *_of_unknown_roles(askers.unknown_roles),
             *_hints(askers.divided(draft.defined)),
         )
 
@@ -218,6 +234,12 @@ def _notes(uses: UseTable) -> Iterator[str]:
         yield "The access log is too short to tell which hosts are new: that takes two days."
     for reason, count in uses.set_apart.items():
         yield f"Left out: {quantity(count, 'request')}: {SET_APART[reason]}."
+
+
+def _of_unknown_roles(names: Collection[str]) -> Iterator[str]:
+    if names:
+        roles = ", ".join(sorted(names))
+        yield f"Left out: what sessions asked for whose role the policy does not have: {roles}."
 
 
 def _few(draft: Draft, support: Support) -> Iterator[str]:

@@ -13,8 +13,14 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.language.hosts import Network
 from squidkeeper.policy.language.machines import Machines
 from squidkeeper.policy.language.model import Client
+from squidkeeper.policy.language.roles import Role
 from squidkeeper.policy.url import Host, address_host, parse_address
-from squidkeeper.record.log.record import decode_field
+from squidkeeper.record.log.record import NONE, decode_field
+from squidkeeper.record.log.recorded_sessions import (
+    NO_SESSIONS,
+    RecordedSessions,
+    Unknown,
+)
 
 _LONGEST_NAME = 100  # of a client in a policy
 _CACHED = 65_536
@@ -27,7 +33,8 @@ _UNNAMED = Machines(())
 class Asker:
     """One client of a draft.
 
-    `machine` is where it asks from, `known` the client of the policy that it is.
+    `machine` is where it asks from, `known` the client of the policy that it is. Of a
+    session it is the `role`.
     """
 
     name: str
@@ -35,11 +42,14 @@ class Asker:
     login: str | None = None
     known: Client | None = None
     network: Network | None = None
+    session: str | None = None
+    role: Role | None = None
 
     @property
     def counted(self) -> tuple[frozenset[str], frozenset[str]]:
         """What it counts as in `Evidence`: a machine, and a sender."""
         sender = self.machine if self.login is None else f"user {self.login}"
+        sender = sender if self.session is None else f"session {self.session}"
         return frozenset({self.machine}), frozenset({sender})
 
     @property
@@ -66,18 +76,23 @@ class Askers:
 
     policy: CompiledPolicy | None = None
     only: str | None = None
+    sessions: RecordedSessions = NO_SESSIONS
+    # of sessions, which the policy does not have
+    unknown_roles: set[str] = field(default_factory=set)
     # machines by name, of a client of the policy
     _members: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def of(self, client: str, user: str) -> Asker | None:
+    def of(self, client: str, user: str, session: str) -> Asker | None:
         """Tell who sent what has these fields in the access log; None where that is not
-        `only`.
+        `only`, or a role that the policy does not have.
         """
         login = decode_field(user)
         try:
             address = address_host(parse_address(client))
         except InvalidUrl:
             return None
+        if session != NONE:
+            return self._of_session(address, session)
         clients = self._clients(address, login)
         if self.only is not None and self.only not in [one.name for one in clients]:
             return None
@@ -90,6 +105,19 @@ class Askers:
             return asker
         known = next(client for client in clients if client.name == self.only)
         return Asker(self.only, asker.machine, login, known)
+
+    def _of_session(self, address: Host, number: str) -> Asker | None:
+        session = self.sessions.numbered(number)
+        if session is None or session is Unknown.SESSION:
+            return None
+        roles = self.policy.source.roles if self.policy else ()
+        role = next((role for role in roles if role.name == session.role), None)
+        if role is None:
+            self.unknown_roles.add(session.role)
+        if role is None or self.only not in (None, role.name):
+            return None
+        machine = self._machine(address)
+        return Asker(role.name, machine, session=number, role=role)
 
     def names(
         self, askers: Iterable[Asker]

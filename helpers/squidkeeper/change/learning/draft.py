@@ -120,6 +120,7 @@ def yaml_of(draft: Draft, notes: Iterable[str] = ()) -> str:
     sections = (
         _head(draft, notes),
         _clients(draft),
+        _roles(draft),
         _presets(draft),
         _rules(draft),
         _listed(draft),
@@ -193,12 +194,36 @@ def _head(draft: Draft, notes: Iterable[str]) -> Iterator[str]:
 
 
 def _clients(draft: Draft) -> Iterator[str]:
-    if not draft.defined:
-        return
-    yield "clients: # leave out those that another file of the policy has"
-    for name, asker in draft.defined.items():
+    clients = {
+        name: asker
+        for name, asker in draft.defined.items()
+        if isinstance(asker, Client) or asker.role is None
+    }
+    if clients:
+        yield "clients: # leave out those that another file of the policy has"
+    for name, asker in clients.items():
         yield f"  {_text(name)}:"
         yield from _client(asker) if isinstance(asker, Client) else _asker(asker)
+
+
+def _roles(draft: Draft) -> Iterator[str]:
+    roles = [
+        asker.role
+        for asker in draft.defined.values()
+        if isinstance(asker, Asker) and asker.role
+    ]
+    if roles:
+        yield "roles: # leave out those that another file of the policy has"
+    for role in roles:
+        yield f"  {_text(role.name)}:"
+        yield f"    ttl: {role.ttl // 60}m"
+        if role.variables:
+            yield "    variables:"
+        for one in role.variables:
+            within = ", ".join(_text(pattern.text) for pattern in one.within)
+            holds = f"pattern: {_text(one.pattern)}" if one.pattern else ""
+            holds = holds or f"within: [{within}]"
+            yield f"      {one.name}: {{type: {one.type}, {holds}, many: {one.many}}}"
 
 
 def _client(client: Client) -> Iterator[str]:

@@ -66,13 +66,15 @@ class Support:
 def learn(
     uses: Iterable[Use], askers: Askers, presets: Presets, support: Support
 ) -> Draft:
-    """Learn a draft from uses, which come in the order of client, user and host."""
+    """Learn a draft from uses, which come in the order of client, user, session
+    and host.
+    """
     machines: dict[Asker, _Machine] = {}
     used: Evidence | None = None
-    for (client, user, host), some in groupby(
-        uses, key=attrgetter("client", "user", "host")
+    for (client, user, session, host), some in groupby(
+        uses, key=attrgetter("client", "user", "session", "host")
     ):
-        asker = askers.of(client, user)
+        asker = askers.of(client, user, session)
         if asker is None:
             continue
         found = HostUses(asker, host)

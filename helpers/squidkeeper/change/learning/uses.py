@@ -18,6 +18,7 @@ from squidkeeper.policy.presets import preset_names
 from squidkeeper.policy.protocol.request import CONNECT, request_to
 from squidkeeper.policy.url import is_private, parse_address
 from squidkeeper.record.log.record import NONE
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS, RecordedSessions
 from squidkeeper.record.table.columns import time_literal
 from squidkeeper.record.table.questions import COLUMNS as OF_QUESTIONS
 from squidkeeper.record.table.questions import QuestionTable, in_utc
@@ -46,14 +47,14 @@ _FIRST_USES: Final = f"""
 """
 _UPSTREAMS: Final = f"SELECT DISTINCT upstream FROM asked WHERE {{in_period}} AND {_REACHED} AND upstream IS NOT NULL"
 _USES: Final = f"""
-    SELECT client, coalesce(user, '{NONE}') AS user, a.host, method,
+    SELECT client, coalesce(user, '{NONE}') AS user, coalesce(session, '{NONE}') AS session, a.host, method,
         CASE WHEN a.host IN (FROM learned_with_query) THEN url ELSE split_part(url, '?', 1) END AS base,
         count(*), min(time), max(time), list(DISTINCT time::DATE), sum(request_bytes)::BIGINT, sum(bytes)::BIGINT,
         {_IS_WEBSOCKET} AS websocket, bool_or({_REACHED} AND coalesce(upstream IN (FROM learned_private), false)),
         bool_or({{new}}), coalesce({_DENIED_BY}, '') AS denied_by
     FROM asked a JOIN learned_hosts f ON a.host = f.host
     WHERE {{in_period}} AND client IS NOT NULL
-    GROUP BY ALL ORDER BY client, user, a.host, method, base, websocket, denied_by
+    GROUP BY ALL ORDER BY client, user, session, a.host, method, base, websocket, denied_by
 """
 
 
@@ -83,6 +84,7 @@ class Use:
     private: bool = False
     new: bool = False
     denied_by: str = ""
+    session: str = NONE
 
 
 class UseTable:
@@ -96,12 +98,13 @@ class UseTable:
         connection: duckdb.DuckDBPyConnection,
         since: datetime | None,
         until: datetime | None,
+        sessions: RecordedSessions = NO_SESSIONS,
     ) -> None:
         self._connection = connection
         tests = [_WANTED, *([f"time >= {time_literal(since)}"] if since else [])]
         tests += [f"time < {time_literal(until)}"] if until else []
         self._in_period = " AND ".join(tests)
-        self.set_apart = QuestionTable(connection).set_apart
+        self.set_apart = QuestionTable(connection, sessions=sessions).set_apart
         first, last = self._one("SELECT min(time), max(time) FROM requests")
         self.span = last - first if first and last else timedelta()
         self._new_from = last - _NEW if self.tells_new else None
@@ -112,7 +115,7 @@ class UseTable:
         return self.span >= _NEWNESS_NEEDS
 
     def each(self, with_query: Collection[str]) -> Iterator[Use]:
-        """Yield the uses in the order of client, user and host; of the hosts
+        """Yield the uses in the order of client, user, session and host; of the hosts
         `with_query` with their queries.
         """
         self._insert("learned_private", "upstream", self._private())
@@ -145,10 +148,10 @@ class UseTable:
 
 
 def _use(row: Any) -> Use:
-    client, user, host, method, url, count, first, last, days, *rest = row
+    client, user, session, host, method, url, count, first, last, days, *rest = row
     times = in_utc(first), in_utc(last), frozenset(days)
     use = Use(client, user, host, method, url, count, *times, *rest)
-    return replace(use, denied_by=unquote(use.denied_by)) if use.denied_by else use
+    return replace(use, session=session, denied_by=unquote(use.denied_by))
 
 
 def _is_private(upstream: str) -> bool:
