@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import wraps
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,13 @@ from squidkeeper.base.layout import Layout
 from squidkeeper.cli.helper_options import path_option, shown_option
 from squidkeeper.cli.options import combined, root_option
 from squidkeeper.cli.role_options import assumed_session
+from squidkeeper.cli.stored_session import StoredSession, stored_session
 
 if TYPE_CHECKING:
     from squidkeeper.operate.client_kit.client import KitClient
     from squidkeeper.operate.client_kit.environment import ClientSettings, Proxy
     from squidkeeper.policy.engine import CompiledPolicy
+    from squidkeeper.policy.language.hosts import Network
 
 
 def client_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,6 +110,34 @@ class ClientOfGateway:
     client: KitClient
     now: datetime
     transparent: bool  # the client has no proxy settings
+    stored: StoredSession | None = None
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """Where the client comes from, if that is known."""
+        if self.stored:
+            address = self.stored.address and ip_address(self.stored.address)
+            networks = self.policy.source.session_networks
+            return tuple(one for one in networks if address and address in one)
+        return (self.client.client and self.client.client.networks) or ()
+
+    def as_stored(self, given: str) -> ClientOfGateway:
+        """Return the same for a session of the store; `InvalidSetting` for one that has
+        ended.
+        """
+        if self.client.client or self.client.user:
+            raise InvalidSetting("--session goes without --client and --user")
+        found = stored_session(self.layout.state, given)
+        if not found.is_active:
+            raise InvalidSetting(
+                f"session {found.row.number}, {given}, is not active: {found.state}"
+            )
+        if self.transparent and found.user:
+            raise InvalidSetting(
+                f"{given} logs in, and a client without proxy settings is known by its address alone"
+            )
+        client = replace(self.client, user=found.user, session=found.session)
+        return replace(self, client=client, stored=found)
 
     def as_session(
         self, role: str | None, variables: tuple[str, ...]
@@ -180,11 +211,19 @@ def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
         return None
     try:
         text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+        if found.stored:
+            return _token_of_session(found.stored, text.strip())
         return parse_token(found.client.client, text.strip(), found.now)
     except (OSError, UnicodeDecodeError) as error:
         raise click.ClickException(
             f"{file} cannot be read as a token: {type(error).__name__}"
         ) from error
+
+
+def _token_of_session(stored: StoredSession, text: str) -> str:
+    if sha256(text.encode()).hexdigest() != stored.row.token_sha256:
+        raise InvalidSetting(f"this is no token of the session {stored.row.name}")
+    return text
 
 
 def read_root(file: Path) -> str:
@@ -235,7 +274,7 @@ def _proxy_of(found: ClientOfGateway) -> Proxy:
         and not ip_address(host.strip("[]")).is_loopback
     ):
         return parse_proxy(f"http://{listen}")
-    networks = (found.client.client and found.client.client.networks) or ()
+    networks = found.networks
     own = [
         address
         for address in interface_addresses()

@@ -26,6 +26,11 @@ _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
 @client_options
 @setting_options
 @click.option(
+    "--session",
+    metavar="NAME",
+    help="A session that is active, in place of a client.",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice([form.value for form in EnvironmentForm]),
@@ -42,6 +47,7 @@ def env(
     found: ClientOfGateway,
     proxy: str | None,
     no_proxy: tuple[str, ...],
+    session: str | None,
     form: str,
     ca: Path | None,
     token_file: Path | None,
@@ -60,7 +66,10 @@ def env(
     Examples:
       squidkeeper env --client agents --token-file token
       squidkeeper env --client agents --format cloud-init > user-data
+      squidkeeper env --session vm-7 --proxy http://10.20.0.1:3129
     """
+    if session is not None:
+        found = found.as_stored(session)
     settings = read_settings(
         found, proxy, no_proxy, read_token(found, token_file), **paths
     )

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from squidkeeper.base.formatting import printable
+from squidkeeper.base.gateway_commands import command
 from squidkeeper.base.layout import Layout
 from squidkeeper.cli.failures import Failed, UnusableInput
 from squidkeeper.cli.helper_options import path_option
@@ -232,6 +233,10 @@ def create(
         show_json(made)
         return
     click.echo(f"{_line(made)} It is in force.", err=True)
+    env = f"{command('env', Layout.of(root))} --session {name}"
+    where = "" if made.get("proxy") else " --proxy http://ADDRESS:PORT"
+    login = " --token-file FILE" if made.get("has_token") else ""
+    click.echo(f"Its variables: {env}{where}{login}", err=True)
     if "token" in made:
         click.echo("Its token is shown this once:", err=True)
         click.echo(made["token"])

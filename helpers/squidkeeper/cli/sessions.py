@@ -58,7 +58,7 @@ _PORT: Final = 3129
 @click.option(
     "--proxy",
     metavar="URL",
-    help="The proxy's URL for clients. [default: this machine's address, port 3129]",
+    help="The proxy's URL for clients. [default: this machine's address on their side]",
 )
 @shown_option(
     "--keep-days",
@@ -96,6 +96,7 @@ def sessions(
         level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"
     )
     given = parse_proxy(proxy) if proxy else None
+    port = listen[0][1] if listen else _PORT
     options = SessionsOptions(
         directory=directory,
         state=state,
@@ -108,36 +109,55 @@ def sessions(
         keep_days=keep_days,
     )
     try:
-        run_sessions(options, partial(_client_side, given))
+        run_sessions(options, partial(_client_side, given, port))
     except ListenFailed as error:
         raise click.ClickException(f"{error}: stop what listens there") from error
 
 
 def _client_side(
-    given: Proxy | None, address: str | None, user: str | None, token: str | None
+    given: Proxy | None,
+    port: int,
+    address: str | None,
+    user: str | None,
+    token: str | None,
 ) -> ClientSide:
-    from squidkeeper.operate.client_kit.environment import ClientSettings, variables
+    from squidkeeper.operate.client_kit.environment import (
+        ClientSettings,
+        parse_proxy,
+        variables,
+    )
     from squidkeeper.services.sessions.keeper import ClientSide
 
-    proxy = given or _own_proxy(address)
-    settings = ClientSettings(proxy=proxy, user=user, token=token)
-    return ClientSide(proxy.url(), variables(settings))
+    own = None if given else _own_address(address)
+    if own is not None:
+        host = f"[{own}]" if ":" in own else own
+        given = parse_proxy(f"http://{host}:{port}")
+    if given is None:
+        return ClientSide()
+    settings = ClientSettings(proxy=given, user=user, token=token)
+    return ClientSide(given.url(), variables(settings))
 
 
-def _own_proxy(network: str | None) -> Proxy:
-    """Name the proxy by the address of this machine from which it reaches a session;
-    without one, by the machine's name.
+def _own_address(network: str | None) -> str | None:
+    """Return the address of this machine from which it reaches a session.
+
+    Without a network of the session, the machine's only address; None where it has
+    several, or does not reach the session.
     """
-    from squidkeeper.operate.client_kit.environment import parse_proxy
+    from squidkeeper.services.maintenance.own_addresses import interface_addresses
 
     if network is None:
-        return parse_proxy(f"http://{socket.getfqdn()}:{_PORT}")
+        own = [
+            str(address)
+            for address in interface_addresses()
+            if not address.is_loopback and not address.is_link_local
+        ]
+        return own[0] if len(own) == 1 else None
     address = network.partition("/")[0]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as asking:
         try:
             asking.connect((address, 9))  # no packet is sent
         except OSError:
-            return parse_proxy(f"http://{socket.getfqdn()}:{_PORT}")
-        own = asking.getsockname()[0]
-    return parse_proxy(f"http://{f'[{own}]' if ':' in own else own}:{_PORT}")
+            return None
+        return str(asking.getsockname()[0])

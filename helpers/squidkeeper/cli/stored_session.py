@@ -34,15 +34,19 @@ class StoredSession:
         return self.row.name if self.row.token_sha256 else None
 
     @property
-    def state(self) -> str:
-        """Say whether it goes on."""
+    def is_active(self) -> bool:
+        """Whether it goes on."""
         from squidkeeper.serving.sessions.clock import TimeNow
 
+        return self.row.ended is None and not self.row.expired(TimeNow.now())
+
+    @property
+    def state(self) -> str:
+        """Say whether it goes on."""
         if self.row.ended is not None:
             return f"ended {_time(self.row.ended)}, {self.row.ended_why}"
-        if self.row.expired(TimeNow.now()):
-            return "its time is over"
-        return f"active until {_time(self.row.ends)}"
+        until = _time(self.row.ends)
+        return f"active until {until}" if self.is_active else "its time is over"
 
 
 def stored_session(state: Path, given: str) -> StoredSession:

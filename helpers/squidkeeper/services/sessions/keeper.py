@@ -77,10 +77,13 @@ _NOTE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ClientSide:
-    """What a session's programs need: the proxy's URL, and their variables."""
+    """What a session's programs need: the proxy's URL, and their variables.
 
-    proxy: str
-    env: Mapping[str, str]
+    Nothing where the gateway has no address that is surely the right one.
+    """
+
+    proxy: str | None = None
+    env: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -631,7 +634,7 @@ class SessionKeeper:
                 ended=None if row.ended is None else _time(row.ended),
                 revision=terms.revision,
                 proxy=side.proxy,
-                env=None if row.ended is not None else dict(side.env),
+                env=None if row.ended is not None or not side.env else dict(side.env),
                 token=token,
             ),
             version_of(row),
