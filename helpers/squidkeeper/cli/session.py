@@ -23,6 +23,7 @@ from squidkeeper.cli.failures import Failed, UnusableInput
 from squidkeeper.cli.helper_options import path_option
 from squidkeeper.cli.options import combined, json_option, root_option
 from squidkeeper.cli.output import show_json
+from squidkeeper.cli.session_import import import_clients
 
 _SESSIONS: Final = "/v1/sessions"
 _SECONDS: Final = 60.0
@@ -156,6 +157,9 @@ def session() -> None:
     """
 
 
+session.add_command(import_clients)
+
+
 @session.command()
 @click.argument("name")
 @click.option("--role", required=True, metavar="ROLE", help="A role of the policy.")
@@ -191,6 +195,12 @@ def session() -> None:
     metavar="FILE",
     help="A file with the token that it logs in with; - for standard input.",
 )
+@click.option(
+    "--token-hash",
+    "hashed",
+    metavar="HASH",
+    help="The SHA-256 of that token, in place of the token.",
+)
 @_socket_options
 @json_option
 def create(
@@ -202,11 +212,12 @@ def create(
     secrets: tuple[str, ...],
     ttl: str | None,
     token_file: Path | None,
+    hashed: str | None,
     root: Path | None,
     socket: Path | None,
     as_json: bool,
 ) -> None:
-    """Make a session. Without --address and --token-file, a token is made and printed.
+    """Make a session. Without an address and a token, a token is made and printed.
 
     The session is in force when the command ends.
 
@@ -215,6 +226,8 @@ def create(
       squidkeeper session create vm-7 --role agent --address 10.20.0.7
       squidkeeper session create ci-1 --role ci --variable repo=acme/app
     """
+    if hashed and token_file:
+        raise click.UsageError("give one of --token-file and --token-hash")
     values: dict[str, list[str]] = {}
     for variable, value in _pairs("variable", variables):
         values.setdefault(variable, []).append(value)
@@ -225,7 +238,7 @@ def create(
         "labels": dict(_pairs("label", labels)),
         "secrets": _secret_values(secrets),
         "ttl": ttl,
-        "token_sha256": _hash_of(token_file),
+        "token_sha256": hashed or _hash_of(token_file),
     }
     given = {field: value for field, value in asked.items() if value is not None}
     made, _ = _service(root, socket).call("PUT", _of_session(name), given)
