@@ -249,3 +249,8 @@ def test_the_core_is_explained_by_its_own_lines() -> None:
     quoted = re.findall(r"^```squid\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(quoted) > 1
     assert [lines for lines in quoted if lines not in core] == []
+
+
+def test_the_documents_have_82_500_words_at_most() -> None:
+    """Whoever adds a paragraph shortens another."""
+    assert sum(len(path.read_text().split()) for path in DOCUMENTS) <= 82_500
