@@ -19,6 +19,15 @@ from .registries import git_http_backend
 from .test_client_credentials import Machine, basic, private
 
 AGENT = "127.0.0.1"
+GIT = [
+    "git",
+    "-c",
+    "user.name=agent",
+    "-c",
+    "user.email=agent@example.com",
+    "-C",
+    "clone",
+]
 TOKEN, KEY = "ghs_e2eTokenOfTheExample+01", "sk-ant-e2eKeyOfTheExample-02"
 
 
@@ -70,21 +79,12 @@ def test_agents_push_to_sandboxes_alone(
     home = tmp_path / "home"
     home.mkdir()
     machine = Machine(gateway, home)
-    git = (
-        "git",
-        "-c",
-        "user.name=agent",
-        "-c",
-        "user.email=agent@example.com",
-        "-C",
-        "clone",
-    )
     machine.run("git", "clone", "--quiet", "https://github.com/acme/app.git", "clone")
-    machine.run(*git, "checkout", "-q", "-B", "main")
-    machine.run(*git, "commit", "-q", "--allow-empty", "-m", "Change")
-    machine.run(*git, "push", "https://github.com/acme/sandbox-1.git", "main")
+    machine.run(*GIT, "checkout", "-q", "-B", "main")
+    machine.run(*GIT, "commit", "-q", "--allow-empty", "-m", "Change")
+    machine.run(*GIT, "push", "https://github.com/acme/sandbox-1.git", "main")
     with pytest.raises(AssertionError, match="Push to a repository acme/sandbox-"):
-        machine.run(*git, "push", "https://github.com/acme/app.git", "main")
+        machine.run(*GIT, "push", "https://github.com/acme/app.git", "main")
     assert machine.holds() == []
     heads = subprocess.run(
         ["git", "-C", tmp_path / "acme/app.git", "branch"],
@@ -104,17 +104,8 @@ def test_agents_push_to_their_own_branches_alone(
     run("git", "-C", repository, "config", "http.receivepack", "true")
     home.mkdir()
     machine = Machine(gateway, home)
-    git = (
-        "git",
-        "-c",
-        "user.name=agent",
-        "-c",
-        "user.email=agent@example.com",
-        "-C",
-        "clone",
-    )
     machine.run("git", "init", "--quiet", "--initial-branch", "main", "clone")
-    machine.run(*git, "commit", "-q", "--allow-empty", "-m", "Change")
+    machine.run(*GIT, "commit", "-q", "--allow-empty", "-m", "Change")
     for host, user, token in (
         ("github.com", "x-access-token", "github-token"),
         ("gitlab.com", "oauth2", "gitlab-token"),
@@ -124,9 +115,9 @@ def test_agents_push_to_their_own_branches_alone(
         )
         origins.fallback = serve
         url = f"https://{host}/acme/app.git"
-        machine.run(*git, "push", url, f"HEAD:agent/{host}")
+        machine.run(*GIT, "push", url, f"HEAD:agent/{host}")
         machine.run("git", "clone", "--quiet", url, host)
-        printed = machine.run(*git, "push", url, "main", status=1)
+        printed = machine.run(*GIT, "push", url, "main", status=1)
         assert (
             "[remote rejected] main -> main (squidkeeper: rule other-pushes)" in printed
         )

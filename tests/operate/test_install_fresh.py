@@ -53,6 +53,7 @@ pytestmark = pytest.mark.system
 
 __all__ = ["base", "changed", "empty", "source"]  # fixtures
 NOBODY = 65534
+STATUS_BY_CURL = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}")
 OUTSIDE = (
     "/etc/squid",
     "/etc/squidkeeper",
@@ -1014,16 +1015,7 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(
         "--cacert",
         "/etc/squidkeeper/ca/ca.crt",
     )
-    asked = (
-        "curl",
-        *through,
-        "-s",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{http_code}",
-        "https://en.wikipedia.org/",
-    )
+    asked = (*STATUS_BY_CURL, *through, "https://en.wikipedia.org/")
     assert systemd.run(*asked).stdout == "403"
 
     def metrics() -> str:
@@ -1238,16 +1230,7 @@ def test_with_systemd_the_transparent_ports_have_accounts_of_their_own(
         "--cacert",
         "/etc/squidkeeper/ca/ca.crt",
     )
-    asked = (
-        "curl",
-        *where,
-        "-s",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%{http_code}",
-        "https://en.wikipedia.org/",
-    )
+    asked = (*STATUS_BY_CURL, *where, "https://en.wikipedia.org/")
     assert systemd.run(*asked).stdout == "403"
     doctor = ("/opt/squidkeeper/bin/squidkeeper", "doctor")
     wait_for(
@@ -1300,12 +1283,7 @@ def test_with_systemd_what_counts_tokens_follows_the_address_of_the_store(
         done = machine.run(source / "install.sh", *gateway.listen, "--extras", "valkey")
         assert done.returncode == 0, done.stdout + done.stderr
         ask = (
-            "curl",
-            "-s",
-            "-o",
-            "/dev/null",
-            "-w",
-            "%{http_code}",
+            *STATUS_BY_CURL,
             "-x",
             gateway.listen[1],
             "http://127.0.0.1:8000/",

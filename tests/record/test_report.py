@@ -14,7 +14,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -695,29 +695,44 @@ def test_a_denial_has_the_reason_that_the_policy_gave_then(tmp_path: Path) -> No
         assert rule["reason"] == reason
 
 
+SERVED: dict[str, object] = {
+    "squid": "TCP_MISS/HIER_DIRECT",
+    "tunnel": "a.example%3A443",
+    "sni": "a.example",
+}
+
+
+class Site(NamedTuple):
+    """A policy, the state that keeps its revisions, and an access log."""
+
+    policy: Path
+    state: Path
+    log: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> Site:
+        return cls(folder / "policy", folder / "state", folder / "access.log")
+
+    def store(self, rule: str) -> str:
+        """Write a policy of one rule, and store its revision."""
+        write_policy(self.policy, f"rules:\n- {rule}\n")
+        sources = read_sources(self.policy)
+        revision = load_sources(sources, NOON).compiled.revision
+        store_revision(sources, revision, self.state / "revisions")
+        return revision
+
+
 def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(
     tmp_path: Path,
 ) -> None:
-    policy, state, log = (
-        tmp_path / "policy",
-        tmp_path / "state",
-        tmp_path / "access.log",
+    site = Site.below(tmp_path)
+    policy, state, log = site
+    revision = site.store(
+        "{name: 'no', action: deny, hosts: [a.example], reason: Not here.}"
     )
-    write_policy(
-        policy,
-        "rules:\n- {name: 'no', action: deny, hosts: [a.example], reason: Not here.}\n",
-    )
-    sources = read_sources(policy)
-    revision = load_sources(sources, NOON).compiled.revision
-    store_revision(sources, revision, state / "revisions")
-    served = {
-        "squid": "TCP_MISS/HIER_DIRECT",
-        "tunnel": "a.example%3A443",
-        "sni": "a.example",
-    }
     lines = [
-        line(0, revision=revision, **served),
-        line(1, revision="0123456789ab", **served),
+        line(0, revision=revision, **SERVED),
+        line(1, revision="0123456789ab", **SERVED),
         denied(2),
     ]
     log.write_bytes(b"\n".join(lines) + b"\n")
@@ -745,28 +760,16 @@ def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(
 def test_drift_is_that_of_each_record_of_the_period_the_newest_first(
     tmp_path: Path,
 ) -> None:
-    policy, state, log = (
-        tmp_path / "policy",
-        tmp_path / "state",
-        tmp_path / "access.log",
+    site = Site.below(tmp_path)
+    policy, state, log = site
+    revision = site.store(
+        "{name: part, action: allow, hosts: [a.example], paths: [/ok/**]}"
     )
-    write_policy(
-        policy,
-        "rules:\n- {name: part, action: allow, hosts: [a.example], paths: [/ok/**]}\n",
-    )
-    sources = read_sources(policy)
-    revision = load_sources(sources, NOON).compiled.revision
-    store_revision(sources, revision, state / "revisions")
-    served: dict[str, object] = {
-        "squid": "TCP_MISS/HIER_DIRECT",
-        "tunnel": "a.example%3A443",
-        "sni": "a.example",
-    }
     lines = [
         line(
             n,
             url=f"https://a.example/{path}",
-            **(served | {"revision": revision} | values),
+            **(SERVED | {"revision": revision} | values),
         )
         for n, (path, values) in enumerate(
             [

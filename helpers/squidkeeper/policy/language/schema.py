@@ -975,6 +975,13 @@ class CanaryEntry(_Model):
     file: File
 
 
+_Ports = Many[Annotated[range, PlainValidator(_port)]]
+_Methods = Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]]
+_Paths = Many[
+    Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]
+]
+
+
 class TunnelFields(_Model):
     """The fields by which everything matches that is known of a tunnel too, hosts
     aside.
@@ -983,21 +990,14 @@ class TunnelFields(_Model):
     clients: Several[KnownClient] | None = None
     lists: Many[KnownList] | None = None
     schemes: Several[Scheme] | None = None
-    ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
+    ports: _Ports | None = None
 
 
 class MatchFields(TunnelFields):
     """The fields by which rules, rewrites and credentials match, hosts aside."""
 
-    methods: (
-        Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None
-    ) = None
-    paths: (
-        Many[
-            Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]
-        ]
-        | None
-    ) = None
+    methods: _Methods | None = None
+    paths: _Paths | None = None
     query: dict[str, Annotated[str, PlainValidator(_query_value)]] | None = None
 
 
@@ -1111,16 +1111,9 @@ class GrantEntry(_Model):
         | None
     ) = None
     schemes: Several[Scheme] | None = None
-    ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
-    methods: (
-        Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None
-    ) = None
-    paths: (
-        Many[
-            Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]
-        ]
-        | None
-    ) = None
+    ports: _Ports | None = None
+    methods: _Methods | None = None
+    paths: _Paths | None = None
     expires: Time
     uses: Annotated[int, _number(_USES_AT_MOST)] | None = None
     reason: Prose
