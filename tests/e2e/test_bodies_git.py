@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -495,17 +495,23 @@ def options_of(folder: Path, request: Hostile) -> list[str | Path]:
     ]
 
 
+def line_of_refused(
+    gateway: Gateway, folder: Path, host: str, request: Hostile
+) -> dict[str, Any]:
+    """Send a request, which is refused, and give its line."""
+    url = f"https://{host}/acme/{request.path}"
+    before = len(gateway.log())
+    reply = curl(gateway, url, *options_of(folder, request))
+    assert reply.status == 403 or b"squidkeeper: rule" in reply.body, reply.text
+    return gateway.logged(url, before)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_allow_holds_for_what_servers_can_read_differently(
     gateway: Gateway, origins: Origins, tmp_path: Path, name: str
 ) -> None:
-    request = HOSTILE[name]
-    url = f"https://git.example/acme/{request.path}"
-    before = len(gateway.log())
-    reply = curl(gateway, url, *options_of(tmp_path, request))
-    refused = reply.status == 403 or b"squidkeeper: rule" in reply.body
-    assert refused, reply.text
-    assert gateway.logged(url, before)["verdict"] == "deny"
+    line = line_of_refused(gateway, tmp_path, "git.example", HOSTILE[name])
+    assert line["verdict"] == "deny"
     assert origins.seen == []
 
 
@@ -550,13 +556,7 @@ AGAINST_DENY = {
 def test_a_deny_holds_for_what_a_server_can_take_for_a_push(
     gateway: Gateway, origins: Origins, tmp_path: Path, name: str
 ) -> None:
-    request = AGAINST_DENY[name]
-    url = f"https://open.example/acme/{request.path}"
-    before = len(gateway.log())
-    reply = curl(gateway, url, *options_of(tmp_path, request))
-    refused = reply.status == 403 or b"squidkeeper: rule no-main" in reply.body
-    assert refused, reply.text
-    line = gateway.logged(url, before)
+    line = line_of_refused(gateway, tmp_path, "open.example", AGAINST_DENY[name])
     assert (line["verdict"], line["rule"]) == ("deny", "no-main")
     assert origins.seen == []
 

@@ -1,7 +1,5 @@
 """What a client has open is cut on a live Squid, whatever it is, and others' go on."""
 
-import socket
-import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import Server
 
 from squidkeeper.services.sessions.connections import Cut, Listener, cut
@@ -21,6 +18,7 @@ from .gateway import Gateway
 from .network import run
 from .origin import Origins, Stream
 from .raw import Raw, tunnel
+from .websocket import open_websocket
 
 POLICY = """
 version: 1
@@ -87,19 +85,6 @@ def passed_through(gateway: Gateway, client: str) -> Raw:
 OPEN = (kept_alive, streaming, silent, half_a_head, unused_tunnel, passed_through)
 
 
-def websocket(gateway: Gateway, client: str) -> ClientConnection:
-    opened = socket.create_connection(gateway.address, source_address=(client, 0))
-    opened.sendall(
-        b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n"
-    )
-    assert opened.recv(1000).startswith(b"HTTP/1.1 200")
-    context = ssl.create_default_context(cafile=str(gateway.ca))
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return connect(
-        "wss://chat.example:9443/", sock=opened, ssl=context, compression=None
-    )
-
-
 @pytest.fixture
 def opened(origins: Origins) -> Iterator[ExitStack]:
     origins.answers["example.com/stream"] = STREAM
@@ -116,7 +101,8 @@ def test_all_that_a_client_has_open_ends_and_others_go_on(
         for client in (ENDED, OTHER)
     )
     theirs_live, others_live = (
-        opened.enter_context(websocket(gateway, client)) for client in (ENDED, OTHER)
+        opened.enter_context(open_websocket(gateway, client=client))
+        for client in (ENDED, OTHER)
     )
     all_of_it = len(OPEN) + 1
     assert cut([ip_network(ENDED)], [listener(gateway)]) == Cut(ended=all_of_it)

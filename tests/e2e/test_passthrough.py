@@ -1,7 +1,6 @@
 """Tunnels that pass through (`tls: passthrough`), and WebSockets, on a live Squid."""
 
 import signal
-import socket
 import ssl
 import threading
 from collections import Counter
@@ -13,7 +12,6 @@ from functools import partial
 
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 from websockets.sync.server import Server
 
 from squidkeeper.base.helper_metrics import HOST
@@ -31,6 +29,7 @@ from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
 from .test_drift import drift_of, records
+from .websocket import open_websocket
 
 POLICY = """
 version: 1
@@ -542,16 +541,7 @@ def test_http_2_is_negotiated_in_a_tunnel_that_passes_through_and_in_no_other(
 
 def websocket(gateway: Gateway, path: str) -> str | bytes:
     """Send a message through a tunnel that Squid bumps, and give the echo."""
-    connection = socket.create_connection(gateway.address)
-    connection.sendall(
-        b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n"
-    )
-    assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-    context = ssl.create_default_context(cafile=str(gateway.ca))
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    with connect(
-        f"wss://chat.example:9443{path}", sock=connection, ssl=context, compression=None
-    ) as client:
+    with open_websocket(gateway, path) as client:
         client.send("hello")
         return client.recv()
 

@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import ssl
 from pathlib import Path
 
 import pytest
-from websockets.sync.client import connect
 from websockets.sync.server import Server
 
 from squidkeeper.policy.engine.explain import explain
@@ -31,6 +28,7 @@ from .observer import fetch
 from .origin import Origins
 from .raw import Raw, tunnel
 from .test_drift import drift_of, records
+from .websocket import open_websocket
 
 pytestmark = pytest.mark.walk
 
@@ -259,16 +257,7 @@ def test_a_header_is_stripped(gateway: Gateway, origins: Origins) -> None:
 def test_a_websocket_passes_where_a_rule_says_so(
     gateway: Gateway, echoing: Server
 ) -> None:
-    connection = socket.create_connection(gateway.address)
-    connection.sendall(
-        b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n"
-    )
-    assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-    context = ssl.create_default_context(cafile=str(gateway.ca))
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    with connect(
-        "wss://chat.example:9443/room", sock=connection, ssl=context, compression=None
-    ) as client:
+    with open_websocket(gateway, "/room") as client:
         client.send("hello")
         assert client.recv() == "hello"
     assert gateway.logged("https://chat.example:9443/room")["status"] == 101

@@ -897,6 +897,11 @@ def test_tokens_are_listed_and_reset_in_the_counts_of_their_own_account(
     assert said()[3:] == uncounted
 
 
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can call something as another account"
+)
+
+
 def run_quota(*options: str) -> list[str]:
     done = CliRunner().invoke(main, ["quota", *options])
     assert done.exit_code == 0, done.output
@@ -904,9 +909,7 @@ def run_quota(*options: str) -> list[str]:
 
 
 @pytest.mark.system
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can call something as another account"
-)
+@as_root
 def test_counts_of_an_account_without_a_name_are_read_with_its_rights(
     open_folder: Path,
 ) -> None:
@@ -922,9 +925,7 @@ def test_counts_of_an_account_without_a_name_are_read_with_its_rights(
 
 
 @pytest.mark.system
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can call something as another account"
-)
+@as_root
 def test_another_account_of_the_group_reads_the_counts_while_they_are_written(
     open_folder: Path,
 ) -> None:
