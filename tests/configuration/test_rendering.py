@@ -40,8 +40,8 @@ from squidkeeper.configuration.rendering import (
 from squidkeeper.configuration.rendering.arrangement import Line
 from squidkeeper.configuration.rendering.lines import PLACEHOLDERS
 from squidkeeper.configuration.rendering.values import Peer
-from squidkeeper.operate.setup.addition import add_parts
 from squidkeeper.operate.setup.entries import File
+from squidkeeper.operate.setup.part_additions import add_parts
 from squidkeeper.operate.setup.rendering import named_values, template_folder
 from squidkeeper.policy.language.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.policy_store.loading import load

@@ -11,8 +11,8 @@ import pytest
 
 from squidkeeper.base.layout import Layout
 from squidkeeper.configuration.rendering import Values
-from squidkeeper.operate.setup.addition import pause_after
 from squidkeeper.operate.setup.body_services import with_quota_store
+from squidkeeper.operate.setup.part_additions import pause_after
 from squidkeeper.serving.parts import TOKENS_COUNTED, Part
 
 UNIT = (Path(__file__).parents[2] / "squid/squidkeeper-bodies.service").read_text()

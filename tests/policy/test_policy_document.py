@@ -14,8 +14,12 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault, FaultCode, Location
 from squidkeeper.policy.language import schema
 from squidkeeper.policy.language.builder import build
-from squidkeeper.policy.language.contents import FileProblem, PolicyContents, SecretFile
 from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.language.file_contents import (
+    FileProblem,
+    PolicyContents,
+    SecretFile,
+)
 from squidkeeper.policy.language.schema import PolicyFile
 from squidkeeper.policy.language.unquoted import Unquoted
 

@@ -16,11 +16,11 @@ from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.usage.tokens import Unmetered, Usage
 from squidkeeper.record.usage_ledger import Amounts, MeteredRequest
 from squidkeeper.services.bodies.answers import AnswerConnection
-from squidkeeper.services.bodies.arriving import Arriving
 from squidkeeper.services.bodies.connection import IcapConnection
 from squidkeeper.services.bodies.icap import CONTINUE, LAST_CHUNK, format_chunk
 from squidkeeper.services.bodies.judge import BodyJudge, Room
-from squidkeeper.services.bodies.settling import Metered
+from squidkeeper.services.bodies.new_connection import NewConnection
+from squidkeeper.services.bodies.settlement import Metered
 
 from .test_bodies_connection import Transport
 
@@ -257,7 +257,7 @@ def test_the_first_line_names_who_answers(
     chosen: list[asyncio.Protocol] = []
     transport = Transport()
     transport.set_protocol = chosen.append  # type: ignore[attr-defined]  # asyncio has it
-    arriving = Arriving(cast(BodyJudge, judge))
+    arriving = NewConnection(cast(BodyJudge, judge))
     arriving.connection_made(cast(asyncio.Transport, transport))
     arriving.data_received(line[:10])
     assert chosen == []

@@ -26,8 +26,8 @@ from squidkeeper.policy.engine import CompiledPolicy, Decision, deny
 from squidkeeper.policy.language.body_values import LARGEST_BODY
 from squidkeeper.policy.language.model import Action
 from squidkeeper.policy.language.roles import Session
-from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.body_judgement import Judgement
+from squidkeeper.services.bodies.body_question import AskedBody
 from squidkeeper.services.bodies.connection import (
     REST_BYTES,
     REST_SECONDS,

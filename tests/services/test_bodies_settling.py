@@ -30,12 +30,12 @@ from squidkeeper.record.usage_ledger import (
     ledger_files,
     read_entries,
 )
-from squidkeeper.services.bodies import settling
-from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies import settlement
 from squidkeeper.services.bodies.body_judgement import Judgement
+from squidkeeper.services.bodies.body_question import AskedBody
 from squidkeeper.services.bodies.denials import Pages
 from squidkeeper.services.bodies.policies import Policies
-from squidkeeper.services.bodies.settling import Metered, Settler
+from squidkeeper.services.bodies.settlement import Metered, Settler
 from squidkeeper.serving.quotas import reserves
 from squidkeeper.serving.quotas.local_counts import LocalCounts
 from squidkeeper.serving.quotas.reserves import ReservedCounts
@@ -322,7 +322,7 @@ def test_requests_that_have_not_ended_hold_what_another_needs(
         assert all(judgement.allowed for judgement in held)
         denied = await service.reserve("3", b'{"max_tokens": 300}')
         assert "requests that have not ended hold" in (denied.decision.reason or "")
-        monkeypatch.setattr(settling, "_AGAIN_SECONDS", (0.02,) * 1_000)
+        monkeypatch.setattr(settlement, "_AGAIN_SECONDS", (0.02,) * 1_000)
         waiting = asyncio.create_task(service.reserve("4", b'{"max_tokens": 300}'))
         await service.settle(held[0], NOTHING_USED)
         assert (await waiting).allowed
@@ -566,7 +566,7 @@ def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bomb = gzip.compress(b'{"messages": "' + bytes(32 << 20) + b'"}')
-    read, at_once, most = settling._metered, 0, 0
+    read, at_once, most = settlement._metered, 0, 0
 
     def metered(
         policy: CompiledPolicy, rule: Rule, asked: AskedBody
@@ -581,7 +581,7 @@ def test_a_body_that_inflates_has_a_thread_and_a_client_one_at_a_time(
             at_once -= 1
 
     async def scenario(service: Service) -> None:
-        monkeypatch.setattr(settling, "_metered", metered)
+        monkeypatch.setattr(settlement, "_metered", metered)
         sent = [
             service.reserve(str(n), bomb, call="POST /v1/messages", encoding="gzip")
             for n in range(3)

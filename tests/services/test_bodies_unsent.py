@@ -10,8 +10,8 @@ import socket
 import pytest
 
 from squidkeeper.policy.usage.tokens import NOTHING_USED
-from squidkeeper.services.bodies.settling import Metered, Settler
-from squidkeeper.services.bodies.unsent import listen_for_unsent, settle_unsent
+from squidkeeper.services.bodies.settlement import Metered, Settler
+from squidkeeper.services.bodies.unsent_requests import listen_for_unsent, settle_unsent
 
 LINE = b"gw.1.2.3%20192.0.2.1%20-%20models%20r1%20llm.example%20gpt-x%2031%2050%20281"
 

@@ -142,7 +142,7 @@ def account_of_squid() -> "Account":
 def _add(layout: Layout) -> int:
     import fcntl
 
-    from squidkeeper.operate.setup.addition import add_parts
+    from squidkeeper.operate.setup.part_additions import add_parts
 
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s"

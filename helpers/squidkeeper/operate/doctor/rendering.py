@@ -11,8 +11,8 @@ from typing import Final
 from squidkeeper.base.layout import ACCOUNTS, BODIES
 from squidkeeper.base.squid_account import account_of
 from squidkeeper.operate.doctor.inspection import Found, Inspection, critical
-from squidkeeper.operate.setup.addition import written_folders
 from squidkeeper.operate.setup.machine import run
+from squidkeeper.operate.setup.part_additions import written_folders
 
 _UNIT: Final = "squidkeeper-render"
 

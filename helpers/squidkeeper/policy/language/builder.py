@@ -22,13 +22,13 @@ from squidkeeper.policy.language import (
     sharing,
 )
 from squidkeeper.policy.language.bodies_written import body_of, sent_body
-from squidkeeper.policy.language.contents import PolicyContents
 from squidkeeper.policy.language.document import (
     Document,
     all_entries,
     entries,
     file_entries,
 )
+from squidkeeper.policy.language.file_contents import PolicyContents
 from squidkeeper.policy.language.forms import (
     AwsSigV4,
     Form,

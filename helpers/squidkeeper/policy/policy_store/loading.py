@@ -12,9 +12,9 @@ from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.faults import Fault, FaultCode
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.selftest import run_tests
-from squidkeeper.policy.language.contents import FileProblem, PolicyContents
 from squidkeeper.policy.language.document import parse_document
 from squidkeeper.policy.language.entry_faults import named_presets
+from squidkeeper.policy.language.file_contents import FileProblem, PolicyContents
 from squidkeeper.policy.language.grants import FLEET_GRANTS
 from squidkeeper.policy.language.host_lists import HostList
 from squidkeeper.policy.policy_store.list_compiler import (

@@ -29,8 +29,8 @@ import msgspec
 from squidkeeper.base.atomic_write import replace as replace_file
 from squidkeeper.base.errors import PolicyError
 from squidkeeper.base.untrusted_file import read_untrusted
-from squidkeeper.policy.language.contents import SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
+from squidkeeper.policy.language.file_contents import SecretFile
 from squidkeeper.policy.policy_store.list_compiler import (
     ListChangedError,
     list_digest,

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from squidkeeper.base.faults import Fault, FaultCode, Location
-from squidkeeper.policy.language.contents import FileProblem, SecretFile
 from squidkeeper.policy.language.document import Document, file_entries, parse_document
 from squidkeeper.policy.language.entry_faults import named_presets
+from squidkeeper.policy.language.file_contents import FileProblem, SecretFile
 from squidkeeper.policy.policy_store.list_compiler import list_digest
 from squidkeeper.policy.presets import preset_location, preset_names, read_preset
 

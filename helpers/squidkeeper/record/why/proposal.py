@@ -17,8 +17,8 @@ from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.engine.decide import decide
 from squidkeeper.policy.engine.decision import Decision
 from squidkeeper.policy.language.builder import build
-from squidkeeper.policy.language.contents import PolicyContents
 from squidkeeper.policy.language.document import parse_document
+from squidkeeper.policy.language.file_contents import PolicyContents
 from squidkeeper.policy.language.model import Rule
 from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.request import CONNECT, Malformed, Request

@@ -31,7 +31,7 @@ from squidkeeper.services.bodies.icap import (
     parse_http,
 )
 from squidkeeper.services.bodies.judge import BodyJudge, SquidConnection
-from squidkeeper.services.bodies.settling import Metered
+from squidkeeper.services.bodies.settlement import Metered
 
 _METERED: Final = "x-sk-metered"
 _ALIVE_SECONDS: Final = (

@@ -11,7 +11,7 @@ from squidkeeper.services.bodies.denials import QUOTA
 if TYPE_CHECKING:
     from squidkeeper.policy.engine import CompiledPolicy, Decision
     from squidkeeper.policy.language.model import Rule
-    from squidkeeper.services.bodies.asked import AskedBody
+    from squidkeeper.services.bodies.body_question import AskedBody
 
 # bytes of a body. A thread judges a longer one, so that others do not wait
 JUDGED_AT_ONCE: Final = 64 * 1024

@@ -21,8 +21,8 @@ from typing import Final, cast
 
 from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.engine import Decision
-from squidkeeper.services.bodies.asked import AskedBody, asked_by
 from squidkeeper.services.bodies.body_judgement import JUDGED_AT_ONCE, Judgement
+from squidkeeper.services.bodies.body_question import AskedBody, asked_by
 from squidkeeper.services.bodies.icap import (
     CONTINUE,
     LAST_CHUNK,

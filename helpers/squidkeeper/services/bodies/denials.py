@@ -31,7 +31,7 @@ from squidkeeper.policy.bodies.body_forms import answer
 from squidkeeper.policy.bodies.sent_request import FormAnswer
 from squidkeeper.policy.engine import Decision
 from squidkeeper.policy.language.model import POLICY_UNAVAILABLE, Rule
-from squidkeeper.services.bodies.asked import AskedBody
+from squidkeeper.services.bodies.body_question import AskedBody
 from squidkeeper.serving.helpers.throttle import Clients, Limits, Surplus
 
 # As pages.conf has them: HTML or JSON where Accept names it, and q is not 0.

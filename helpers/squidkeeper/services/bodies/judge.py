@@ -30,12 +30,12 @@ from squidkeeper.policy.language.model import (
     Unavailable,
 )
 from squidkeeper.policy.language.roles import Session
-from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.body_judgement import (
     JUDGED_AT_ONCE,
     Judgement,
     is_encoded,
 )
+from squidkeeper.services.bodies.body_question import AskedBody
 from squidkeeper.services.bodies.denials import (
     DenialTurns,
     Pages,
@@ -47,7 +47,7 @@ from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.replies import body_count
 
 if TYPE_CHECKING:
-    from squidkeeper.services.bodies.settling import Settler
+    from squidkeeper.services.bodies.settlement import Settler
 
 _AT_ONCE_FOR_ALL_RULES: Final = 2 * JUDGED_AT_ONCE  # each rule may read the body
 _BYTES_OF_A_VALUE: Final = 64  # a value takes about as long as so many bytes of text

@@ -25,9 +25,9 @@ from squidkeeper.base.places import BODIES_FOLDER
 from squidkeeper.base.service_notify import ALIVE, READY, notify
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.published.reader import PolicyReader
-from squidkeeper.services.bodies.arriving import Arriving
 from squidkeeper.services.bodies.denials import DenialTurns, Pages
 from squidkeeper.services.bodies.judge import BodyJudge
+from squidkeeper.services.bodies.new_connection import NewConnection
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key
 from squidkeeper.serving.helpers.helper_counters import HelperCounters
@@ -37,7 +37,7 @@ from squidkeeper.serving.helpers.throttle import Limits
 from squidkeeper.serving.sessions.following import Following
 
 if TYPE_CHECKING:
-    from squidkeeper.services.bodies.settling import Settler
+    from squidkeeper.services.bodies.settlement import Settler
 
 _LONGEST_SECONDS: Final = 5.0  # of a wait for a client's own turn
 _THREADS: Final = 2
@@ -113,7 +113,7 @@ async def _run(
     host, port = options.listen
     try:
         server = await loop.create_server(
-            lambda: Arriving(judge), host, port, reuse_port=True, backlog=_BACKLOG
+            lambda: NewConnection(judge), host, port, reuse_port=True, backlog=_BACKLOG
         )
     except OSError as error:
         raise ListenFailed(f"{host}:{port}: {error.strerror or error}") from error
@@ -155,8 +155,8 @@ def new_judge(
 
     def new_settler() -> Settler:
         # late: only metered requests need it
-        from squidkeeper.services.bodies.settling import Settler
-        from squidkeeper.services.bodies.unsent import listen_for_unsent
+        from squidkeeper.services.bodies.settlement import Settler
+        from squidkeeper.services.bodies.unsent_requests import listen_for_unsent
 
         settler = Settler(
             options.directory,

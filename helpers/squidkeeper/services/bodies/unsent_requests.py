@@ -15,10 +15,10 @@ from urllib.parse import unquote
 
 from squidkeeper.base.errors import InvalidIcap
 from squidkeeper.policy.usage.tokens import NOTHING_USED
-from squidkeeper.services.bodies.settling import Metered
+from squidkeeper.services.bodies.settlement import Metered
 
 if TYPE_CHECKING:
-    from squidkeeper.services.bodies.settling import Settler
+    from squidkeeper.services.bodies.settlement import Settler
 
 _LONGEST: Final = 65_536  # bytes of a datagram
 _log = logging.getLogger(__name__)

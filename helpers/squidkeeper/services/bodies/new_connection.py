@@ -14,7 +14,7 @@ _USAGE: Final = b"/usage ICAP/1.0\r\n"  # in meter.conf
 _LONGEST_LINE: Final = 1024
 
 
-class Arriving(asyncio.Protocol):
+class NewConnection(asyncio.Protocol):
     """A connection whose first line has not come.
 
     Squid keeps connections for each service.

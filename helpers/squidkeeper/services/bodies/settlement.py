@@ -59,12 +59,12 @@ from squidkeeper.record.usage_ledger import (
     recorded_text,
     usage_entry,
 )
-from squidkeeper.services.bodies.asked import AskedBody
 from squidkeeper.services.bodies.body_judgement import (
     JUDGED_AT_ONCE,
     Judgement,
     is_encoded,
 )
+from squidkeeper.services.bodies.body_question import AskedBody
 from squidkeeper.services.bodies.denials import QUOTA, Pages, form_answer, http_head
 from squidkeeper.services.bodies.policies import Policies
 from squidkeeper.serving.counters.layout import Key, counter_key
