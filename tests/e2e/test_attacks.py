@@ -892,6 +892,7 @@ def test_a_name_leads_to_no_private_address_embedded_or_not_and_to_those_beside_
         "168.63.129.15",
         "168.63.129.17",
         "169.253.255.255",
+        "172.32.0.1",
         "192.0.1.0",
     ]
     public = [embedded(form, IPv4Address(address)) for address in beside]

@@ -287,16 +287,6 @@ def test_a_name_that_resolves_to_a_private_address_is_denied_in_a_tunnel(
         denied(gateway, origins, f"https://{host}/", "private-address")
 
 
-def test_a_public_address_that_looks_private_is_allowed(
-    gateway: Gateway, origins: Origins, names: Names
-) -> None:
-    names.set("edge.rebind.example", ["172.32.0.1"])
-    assert (
-        allowed(gateway, origins, "https://edge.rebind.example/", "by-name").address
-        == "172.32.0.1"
-    )
-
-
 @pytest.mark.parametrize(
     "addresses", [[PUBLIC, "10.0.0.5"], ["10.0.0.5", PUBLIC], [PUBLIC, "::1"]]
 )
