@@ -28,6 +28,7 @@ from squidkeeper.policy.language.body_texts import body_text
 from squidkeeper.record.log.drift import DriftChecker
 from squidkeeper.record.log.host_judging import RecordedHosts, beginnings_of
 from squidkeeper.record.log.record import Record
+from squidkeeper.record.log.recorded_sessions import NO_SESSIONS
 from squidkeeper.record.why import details
 from squidkeeper.record.why.cache_log import CacheLog
 from squidkeeper.record.why.details import Surroundings
@@ -284,7 +285,7 @@ def test_tighten_leaves_the_rules_between_which_bodies_decide(made: Make) -> Non
     )
     assert decided_by_bodies(policy.source) == {"chat", "rest"}
     one = recorded(policy)
-    assert AttributionJudge(policy).question(one).judge(one) is None
+    assert AttributionJudge(policy, NO_SESSIONS).question(one).judge(one) is None
     assert "where the body is json /model: a" in opened_by(policy.source.rules[1])
 
 

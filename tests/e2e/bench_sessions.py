@@ -24,7 +24,7 @@ from tests.waiting import pause, wait_for
 from .gateway import Gateway, NewGateway
 from .origin import Origins, Stream
 from .raw import Raw, tunnel
-from .test_session_service import Service
+from .session_service import Service
 
 WITHOUT_ROLES = """
 version: 1

@@ -21,7 +21,7 @@ from .gateway import NewGateway
 from .origin import Origins
 from .raw import Raw
 from .reply import NO_ANSWER, Reply
-from .test_session_service import Service
+from .session_service import Service
 
 POLICY = """
 version: 1
