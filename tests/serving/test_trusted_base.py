@@ -95,7 +95,7 @@ HELPERS = {
         70_500,
         79_000,
     ),
-    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_000, 84_500),
+    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_500, 85_000),
     "meter": (
         [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
         73_500,

@@ -178,7 +178,7 @@ class SessionKeeper:
             )
         terms, row = self._around.terms(), self._active_of(caller, name)
         self._check_number(caller)
-        judging = Judging(terms, caller, role=row.role)
+        judging = Judging(terms, caller.with_roles_of_tokens(), role=row.role)
         stays = None if data.get("address") is not None else row.network
         judge_kept(row.role, row.labels, stays, judging)
         asked = judged(SessionChange, data, judging)

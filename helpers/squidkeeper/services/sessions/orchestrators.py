@@ -10,10 +10,10 @@ import os
 import pwd
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field
 
@@ -140,6 +140,13 @@ class Orchestrator:
     def may_give(self, role: str) -> bool:
         """Whether its sessions may have a role."""
         return self.roles is None or role in self.roles
+
+    def with_roles_of_tokens(self) -> Self:
+        """Return it with the roles that its signed tokens give, too."""
+        if self.roles is None:
+            return self
+        given = {role for one in self.identities.values() for role in one.roles}
+        return replace(self, roles=self.roles | given)
 
     def may_use(self, network: IPv4Network | IPv6Network) -> bool:
         """Whether its sessions may have an address."""
