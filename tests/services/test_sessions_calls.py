@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -357,6 +358,33 @@ def test_other_content_under_a_name_is_409(
     refused = service.put("content", {**asked, **changed})
     assert (refused.status, refused.code) == (409, "other-content")
     assert service.get("content").headers["etag"] == first.headers["etag"]
+
+
+def test_the_example_of_the_document_makes_and_changes_a_session(
+    service: Service,
+) -> None:
+    page = (Path(__file__).parents[2] / "squid/SESSIONS.md").read_text()
+    [text] = re.findall(r"^```python\n(.*?)^made = ", page, re.MULTILINE | re.DOTALL)
+    example: dict[str, Any] = {}
+    exec(text, example)
+    example["SOCKET"] = str(service.socket)
+    make, change, refused = example["make"], example["change"], example["Refused"]
+    asked = {**CODING, "address": "10.20.0.31", "ttl": "30m"}
+    first = make("example", asked)
+    assert make("example", asked)["number"] == first["number"]
+    assert change("example", address="10.20.0.32", ttl="1h")["address"] == "10.20.0.32"
+    second = make("example", {**asked, "role": "plain", "variables": {}})
+    assert second["number"] > first["number"]
+    with pytest.raises(refused) as found:
+        make("second", asked)
+    assert found.value.problem["code"] == "address-taken"
+    with pytest.raises(refused) as found:
+        make("second", {**asked, "ttl": 1})
+    assert [error["pointer"] for error in found.value.problem["errors"]] == ["/ttl"]
+    with pytest.raises(refused) as found:
+        example["call"]("PATCH", "/example", {"ttl": "1h"}, '"0-0"')
+    assert found.value.problem["code"] == "changed-meanwhile"
+    assert example["call"]("DELETE", "/example") == (None, None)
 
 
 def test_all_faults_of_a_body_are_told_at_once_by_field(service: Service) -> None:
