@@ -357,6 +357,9 @@ def test_other_content_under_a_name_is_409(
     assert first.status == 201
     refused = service.put("content", {**asked, **changed})
     assert (refused.status, refused.code) == (409, "other-content")
+    assert refused.fields == {
+        f"/{name}": "the session has another value" for name in changed
+    }
     assert service.get("content").headers["etag"] == first.headers["etag"]
 
 

@@ -69,6 +69,10 @@ _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
 _LOOK_SECONDS: Final = 0.2  # for sessions that are over
 _A_SECOND: Final = 1.0
+_OTHER: Final = "the session has another value"
+_CHANGES: Final = (
+    "PATCH changes address, secrets and ttl; to change another field, end it first"
+)
 _NOTE: Final = (
     "connections of a session without an address are not cut: each new request in them is denied"
     " (tunnel-outdated), and what is under way goes on"
@@ -245,7 +249,7 @@ class SessionKeeper:
                 for asked in listed
                 if (row := self._active.get(asked.name)) is not None
                 and row.orchestrator == caller.name
-                and not self._is_same(row, asked)
+                and self._other_fields(row, asked)
             ]
             self._end(gone, "not listed")
             self._end(replaced, "replaced")
@@ -318,10 +322,11 @@ class SessionKeeper:
                 ProblemCode.NAME_TAKEN,
                 f"{row.name!r} is a session of another orchestrator",
             )
-        if not self._is_same(row, asked):
+        if others := self._other_fields(row, asked):
             raise CallRefused(
                 ProblemCode.OTHER_CONTENT,
-                f"session {row.number} has this name and other content: change it by PATCH, or end it first",
+                f"session {row.number} has this name and differs in {', '.join(others)}: {_CHANGES}",
+                [FieldProblem(pointer(name), _OTHER) for name in others],
             )
         self._check_number(caller)
         self._write_secrets(row.number, _revealed(asked))
@@ -431,20 +436,21 @@ class SessionKeeper:
             self._cut_later(row)
         return self._take(changed)
 
-    def _is_same(self, row: SessionRow, asked: SessionAsked) -> bool:
+    def _other_fields(self, row: SessionRow, asked: SessionAsked) -> list[str]:
+        """Name the fields that a session was given in another way."""
         content = Content.parse(row.content)
         given = {key: tuple(values) for key, values in asked.variables.items()}
         token = None if content.made_token else row.token_sha256
-        return (
-            row.role == asked.role
-            and row.network == asked.address
-            and {key: tuple(of) for key, of in row.variables.items()} == given
-            and dict(row.labels) == asked.labels
-            and token == asked.token_sha256
-            and content.ttl == asked.ttl
-            and content.until == _until(asked)
-            and content.secrets == self._key.hashes(_revealed(asked))
-        )
+        is_same = {
+            "role": row.role == asked.role,
+            "address": row.network == asked.address,
+            "variables": {k: tuple(of) for k, of in row.variables.items()} == given,
+            "labels": dict(row.labels) == asked.labels,
+            "token_sha256": token == asked.token_sha256,
+            "ttl": (content.ttl, content.until) == (asked.ttl, _until(asked)),
+            "secrets": content.secrets == self._key.hashes(_revealed(asked)),
+        }
+        return [name for name, same in is_same.items() if not same]
 
     def _make_secrets(self, number: int, values: Mapping[str, str]) -> None:
         with _told_secrets():
