@@ -254,7 +254,8 @@ def _pull_without_ceiling(seen: Inspection) -> Iterator[Found]:
     "Programs cannot make sessions",
     "Correct the faults of sessions.yaml, if any: the next call takes the edit."
     " If nothing answers, run `systemctl restart squidkeeper-sessions`, or `./install.sh`,"
-    " and read `journalctl -u squidkeeper-sessions`, or sessions.log in its folder. Without sessions.yaml no service runs: see squid/SESSIONS.md."
+    " and read `journalctl -u squidkeeper-sessions`, or sessions.log in its folder."
+    " Without sessions.yaml no service runs: see squid/SESSIONS.md."
     " Sessions that are there go on.",
     as_root=True,
 )
