@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +33,7 @@ from squidkeeper.services.sessions.session_secrets import SessionSecrets
 from squidkeeper.serving.sessions.store import SessionRow, SessionStore
 
 from ..serving.sessions_made import START, Clock, new
+from ..waiting import wait_for
 
 VM = "192.0.2.1/32"
 PLATFORM, OTHER = Orchestrator("platform"), Orchestrator("other")
@@ -139,6 +143,30 @@ def test_a_session_named_like_an_address_gives_nobody_that_address_early(
     keeper.end(PLATFORM, "first")
     keeper.put(PLATFORM, "second", ASKED)
     assert waited.waited == KEPT_SECONDS
+
+
+def test_a_successor_waits_for_a_cut_that_is_under_way(
+    store: SessionStore, tmp_path: Path, waited: Waited
+) -> None:
+    begun, may_end = Event(), Event()
+
+    def cut(_: Sequence[SessionRow]) -> Cut:
+        begun.set()
+        assert may_end.wait(60)
+        return Cut()
+
+    keeper = kept(store, tmp_path, [])
+    keeper.put(PLATFORM, "first", ASKED)
+    keeper._around = replace(keeper._around, cut=cut)
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(keeper.end, PLATFORM, "first")
+        assert begun.wait(60)
+        made = pool.submit(keeper.put, PLATFORM, "second", ASKED)
+        wait_for(lambda: made.done() or waited.waited > 10 * KEPT_SECONDS)
+        early = made.done()
+        may_end.set()
+        assert (ended.result(60).left, made.result(60).is_new) == (0, True)
+    assert not early
 
 
 def test_a_session_is_extended_though_the_clock_was_set_back(

@@ -65,6 +65,7 @@ _TOKEN_BYTES: Final = 32
 KEPT_SECONDS: Final = 2.5
 _CUT_AGAIN_SECONDS: Final = 2.2  # before an address can be used again
 _CUT_AT_START_SECONDS: Final = 600.0  # whose end may not have been cut
+_CUT_SECONDS: Final = 0.02  # of the usual cut
 _LIST_AT_MOST: Final = 20_000
 _PAGE: Final = (100, 1000)  # usual, and at most
 _LOOK_SECONDS: Final = 0.2  # for sessions that are over
@@ -136,6 +137,7 @@ class SessionKeeper:
         self._began = time.monotonic()
         self._look_at = 0.0  # for sessions that are over
         self._cut_again: deque[tuple[float, SessionRow]] = deque()
+        self._being_cut = Counter[str]()  # how often, by place
         for row in store.active():
             self._take(row)
         for row in store.ended_since(now().wall - _CUT_AT_START_SECONDS):
@@ -477,6 +479,8 @@ class SessionKeeper:
     def _seconds_to_wait(self, name: str | None, places: Sequence[str]) -> float:
         if name in self._active:
             return 0  # it is asked about the session that is there
+        if any(self._being_cut[place] for place in places):
+            return _CUT_SECONDS
         left = (*places, *([] if name is None else [name]))
         since = max((self._left.get(key, self._began) for key in left), default=0)
         return since + KEPT_SECONDS - time.monotonic()
@@ -530,19 +534,18 @@ class SessionKeeper:
         """
         used = defaultdict[str, list[IPv4Network | IPv6Network]](list)
         with self._lock:
-            networks = [row.network for row in self._active.values() if row.network]
-        for network in networks:
-            used[place_of(network)].append(ip_network(network))
-        return self._around.cut(
-            [
-                row
-                for row in rows
-                if row.network is None
-                or not any(
-                    map(ip_network(row.network).overlaps, used[place_of(row.network)])
-                )
-            ]
-        )
+            for network in (row.network for row in self._active.values()):
+                if network is not None:
+                    used[place_of(network)].append(ip_network(network))
+            free = [row for row in rows if not _is_used(row.network, used)]
+            places = [place_of(row.network) for row in free if row.network]
+            self._being_cut.update(places)  # a successor waits for the end of it
+        try:
+            return self._around.cut(free)
+        finally:
+            with self._lock:
+                self._being_cut.subtract(places)
+                self._being_cut = +self._being_cut
 
     def _leave(self, row: SessionRow) -> None:
         now = time.monotonic()
@@ -724,6 +727,14 @@ def _unavailable() -> CallRefused:
         ProblemCode.STORE_UNAVAILABLE,
         "nothing has changed; the log of this service has the cause: try again once its operators have removed it",
     )
+
+
+def _is_used(
+    network: str | None, used: Mapping[str, Sequence[IPv4Network | IPv6Network]]
+) -> bool:
+    if network is None:
+        return False
+    return any(map(ip_network(network).overlaps, used.get(place_of(network), ())))
 
 
 def _until(asked: SessionAsked) -> float | None:
