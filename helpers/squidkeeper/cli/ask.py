@@ -19,8 +19,8 @@ from squidkeeper.cli.output import confirm, show_json
 if TYPE_CHECKING:
     from squidkeeper.change.approvals import Granted
     from squidkeeper.change.approvals.answers import Approval
-    from squidkeeper.change.approvals.scopes import ApprovalScope
     from squidkeeper.policy.engine import CompiledPolicy
+    from squidkeeper.policy.language.approvals import ApprovalScope
     from squidkeeper.serving.tickets.store import Ticket
 
 _SCOPES: Final = ("url", "path", "host")
@@ -350,7 +350,7 @@ def _more(found: Mapping[ApprovalScope, int] | None, scope: str) -> str:
 
 
 def _scope(text: str) -> ApprovalScope:
-    from squidkeeper.change.approvals.scopes import ApprovalScope
+    from squidkeeper.policy.language.approvals import ApprovalScope
 
     return ApprovalScope(text)
 

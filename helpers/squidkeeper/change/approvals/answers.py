@@ -18,13 +18,13 @@ from squidkeeper.change.approvals.decisions import (
 from squidkeeper.change.approvals.granting import Granted, add_grant, remove_grant
 from squidkeeper.change.approvals.new_grant import NewGrant
 from squidkeeper.change.approvals.scopes import (
-    ApprovalScope,
     approved_fields,
     clients_that_asked,
 )
 from squidkeeper.change.approvals.waiting import find_ticket, note_decision
 from squidkeeper.policy.engine import CompiledPolicy
 from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.approvals import ApprovalScope
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.serving.tickets.judgement import decide_again, opening_ends
 from squidkeeper.serving.tickets.store import Ticket, TicketState

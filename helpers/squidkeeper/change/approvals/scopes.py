@@ -6,19 +6,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import Final
 
 from squidkeeper.base.errors import EditRefused, InvalidUrl, PatternError
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine import CompiledPolicy, Decision, HostMatch, decide
 from squidkeeper.policy.engine.fields import UrlFacts, holds_for_host, holds_for_url
-from squidkeeper.policy.language.exact_urls import parse_exact_url
-from squidkeeper.policy.language.hosts import parse_host_pattern
-from squidkeeper.policy.language.model import Action, Match, Rule
-from squidkeeper.policy.language.paths import parse_path_pattern
+from squidkeeper.policy.language.approvals import ApprovalScope, approved_match
+from squidkeeper.policy.language.model import Action, Rule
 from squidkeeper.policy.protocol.request import Malformed
 from squidkeeper.policy.url import Url, parse_address, parse_url, readings
 from squidkeeper.record.log.requests import request_of
@@ -27,14 +24,6 @@ from squidkeeper.serving.tickets.store import Ticket
 from squidkeeper.serving.tickets.ticket import clients_by_size
 
 _NOWHERE: Final = Location("")
-
-
-class ApprovalScope(StrEnum):
-    """What an approval allows, by the method that was asked for."""
-
-    URL = "url"  # exactly that URL
-    PATH = "path"  # that path, with any query
-    HOST = "host"  # every path of the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +111,7 @@ class _Waiting:
         grants = {
             scope: rule
             for scope in ApprovalScope
-            if (rule := _rule(ticket, url, clients, scope))
+            if (rule := _rule(ticket, clients, scope))
         }
         return cls(ticket, url.host.text, grants)
 
@@ -165,21 +154,14 @@ def _url_facts(match: HostMatch) -> UrlFacts | None:
 
 
 def _rule(
-    ticket: Ticket, url: Url, clients: tuple[str, ...], scope: ApprovalScope
+    ticket: Ticket, clients: tuple[str, ...], scope: ApprovalScope
 ) -> Rule | None:
     try:
-        fields = approved_fields(ticket, scope)
-        made = Match(
-            clients=frozenset(clients[:1]) if clients else None,
-            hosts=(parse_host_pattern(url.host.text),),
-            schemes=frozenset({url.scheme}) if fields.urls else None,
-            ports=(range(url.port, url.port + 1),),
-            methods=frozenset({ticket.method}),
-            paths=tuple(map(parse_path_pattern, fields.paths)) or None,
-            urls=tuple(map(parse_exact_url, fields.urls)) or None,
-        )
-    except (EditRefused, PatternError):
+        match = approved_match(ticket.method, ticket.url, scope)
+    except PatternError:
         return None
+    named = frozenset(clients[:1]) if clients else None
+    made = replace(match, clients=named)
     return Rule(f"ticket {ticket.number}", _NOWHERE, Action.ALLOW, made)
 
 

@@ -15,7 +15,7 @@ from squidkeeper.policy.bodies.sent_request import HOLDS, BodyOutcome, Fit, Sent
 from squidkeeper.policy.engine.decision import Decision, deny
 from squidkeeper.policy.engine.precedence import agree, decides_without_body
 from squidkeeper.policy.language.agreement import AGREED
-from squidkeeper.policy.language.model import Action, Match, Rule
+from squidkeeper.policy.language.model import APPROVED, Action, Match, Rule
 from squidkeeper.policy.language.roles import Session
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _DEFAULT, _CLOSED = (
     "d",
     "c",
 )
+_APPROVED = "s"  # what was approved for the session
 _OF_SESSION = "@"  # between a list and the number of the session that asks
 _SESSION = re.compile(r"(?:@([0-9]{1,19}))?", re.ASCII)
 _POSITION = re.compile(r"[rg](0|[1-9][0-9]{0,5})")
@@ -155,9 +156,9 @@ def format_listed(policy: CompiledPolicy, rules: Sequence[Rule]) -> str:
     """Write a list as Squid passes it on: positions of rules and grants, and `d` for
     the default.
     """
+    others = {CLOSED_DEFAULT.name: _CLOSED, APPROVED.name: _APPROVED}
     names = [
-        _CLOSED if rule is CLOSED_DEFAULT else policy.position_names[rule.name]
-        for rule in rules
+        others.get(rule.name) or policy.position_names[rule.name] for rule in rules
     ]
     return ",".join([*names, *([] if decides_without_body(rules[-1]) else [_DEFAULT])])
 
@@ -182,6 +183,8 @@ def listed_rules(
 def _rule_at(policy: CompiledPolicy, name: str, session: Session | None) -> Rule:
     if name == _CLOSED:
         return CLOSED_DEFAULT
+    if name == _APPROVED:
+        return APPROVED
     group = policy.source.grants if name[:1] == "g" else policy.source.rules
     if not _POSITION.fullmatch(name) or int(name[1:]) >= len(group):
         raise PatternError(f"the policy has no rule at {name!r}")

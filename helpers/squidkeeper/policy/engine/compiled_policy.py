@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.faults import Location
 from squidkeeper.policy.engine.decision import Decision, TunnelUse, deny
-from squidkeeper.policy.engine.fields import covers_default_port, holds_for_host
+from squidkeeper.policy.engine.fields import (
+    covers_default_port,
+    holds_for_host,
+    names_host,
+)
 from squidkeeper.policy.engine.own_host import decide_own_host
 from squidkeeper.policy.engine.quotas import quotas_for
 from squidkeeper.policy.engine.rule_index import RuleIndex, rule_key
@@ -586,7 +590,7 @@ class CompiledPolicy:
             self.upstreams.positions(facts.host),
         )
         grants = self.grants.positions(facts.host)
-        stamp = 0
+        stamp, approved = 0, _approved(facts)
         if facts.session is not None:
             rules = self.rules_of_sessions.held(rules, facts)
             rewrites = self.rewrites_of_sessions.held(rewrites, facts)
@@ -595,6 +599,7 @@ class CompiledPolicy:
                 self.rules_of_sessions.are_bound(rules)
                 or self.rewrites_of_sessions.are_bound(rewrites)
                 or self.credentials_of_sessions.are_bound(credentials)
+                or approved
             ):
                 stamp = facts.session.stamp
         found = (rules, grants, rewrites, credentials, upstreams)
@@ -632,7 +637,7 @@ class CompiledPolicy:
                 else 0,
                 self.upstream(facts, upstreams),
                 matching if observes else None,
-                tuple(holding(policy.grants, grants, facts)),
+                (*holding(policy.grants, grants, facts), *approved),
                 quotas_for(policy, facts, deciding),
                 stamp,
             )
@@ -707,6 +712,19 @@ _UNSAID = {
     Action.DENY: "The rule {} denies this.",
     Action.ASK: "The rule {} denies this until a person allows it.",
 }
+
+
+def _approved(facts: HostFacts) -> tuple[Rule, ...]:
+    """List what was approved for the session that asks, and is for the host."""
+    if facts.session is None:
+        return ()
+    return tuple(
+        grant
+        for grant in facts.session.grants
+        if isinstance(grant, Rule)
+        and names_host(grant.match, facts)
+        and holds_for_host(grant, facts)
+    )
 
 
 def injects(facts: HostFacts) -> bool:

@@ -134,7 +134,7 @@ def body_may_hold(rule: Rule, url: UrlFacts, method: str) -> bool:
     return may_hold(rule.body, method.upper(), sent(url.sent), url.query)
 
 
-def _names_host(match: Match, facts: HostFacts) -> bool:
+def names_host(match: Match, facts: HostFacts) -> bool:
     """Whether the hosts of an entry hold, once they have the values of a session;
     before, and of lists, `HostIndex` tells.
     """
@@ -149,7 +149,7 @@ def failing_fields(
 ) -> Iterator[str]:
     """Name the fields that do not hold."""
     deny = is_deny(entry)
-    if facts.session is not None and not _names_host(entry.match, facts):
+    if facts.session is not None and not names_host(entry.match, facts):
         yield "hosts"
     yield from (
         name

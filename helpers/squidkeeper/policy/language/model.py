@@ -68,6 +68,8 @@ BY_BODY = "body:"
 # in `found` of a record: how it begins where one was refused, with the reason
 SEALED = "sealed-token:"
 SESSION_REQUIRED: Final = "session-required"
+# the rule that allows what was approved for a session
+SESSION_APPROVAL: Final = "session-approval"
 POLICY_UNAVAILABLE = "policy-unavailable"
 # in `found` of a record: how it begins where nothing could decide
 UNAVAILABLE = "unavailable:"
@@ -393,6 +395,12 @@ class Target:
     authority: str
     path: str
     query: str
+
+
+# The rule of every approval for a session. Its decision depends on nothing else.
+APPROVED: Final = Rule(
+    SESSION_APPROVAL, Location("an approval for the session"), Action.ALLOW, Match()
+)
 
 
 @dataclass(frozen=True, slots=True)

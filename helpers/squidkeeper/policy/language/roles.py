@@ -177,13 +177,28 @@ def why_invalid(
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class TicketAnswer:
+    """What a person has answered to a ticket of a session.
+
+    `ends` is when an approval lapses, in seconds since 1970. `reason` is why a ticket
+    was denied, for the client.
+    """
+
+    approved: bool
+    ends: float = 0.0
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """A session, as the engine knows it.
 
     `number` is never used twice. `stamp` is another one after each change of the
     session, and that of no other session: what is kept for a session has it in its key.
-    `values` are those of its variables. `orchestrator` is who made it.
+    `values` are those of its variables. `orchestrator` is who made it. `grants` are
+    what was approved for it, and is in force; `answers` are what people have answered
+    to its tickets, by their numbers.
     """
 
     number: int
@@ -193,6 +208,8 @@ class Session:
     stamp: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     orchestrator: str = ""
+    grants: tuple[object, ...] = ()  # rules
+    answers: Mapping[str, TicketAnswer] = field(default_factory=dict)
 
     @classmethod
     def assumed(

@@ -62,6 +62,7 @@ from squidkeeper.policy.language.methods import parse_method
 from squidkeeper.policy.language.model import (
     NO_REWRITE,
     NOT_OBSERVED,
+    SESSION_APPROVAL,
     SHORTEST_WATCHED,
     VERDICT_NAMES,
     Action,
@@ -230,7 +231,7 @@ def _name(text: str) -> str:
 
 
 def _rule_name(text: str) -> str:
-    if text in VERDICT_NAMES:
+    if text in VERDICT_NAMES or text == SESSION_APPROVAL:
         raise PatternError(
             f"{text!r} is a verdict of squidkeeper's own, expected another name"
         )

@@ -13,14 +13,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cachetools import LRUCache
-
 from squidkeeper.record.log.record import NONE, Record
 
 if TYPE_CHECKING:
     from squidkeeper.policy.language.roles import Session
 
-_SESSIONS_AT_MOST: Final = 10_000  # of some 1 KB
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")  # that SQLite can hold
 
 
@@ -33,13 +30,11 @@ class Unknown(Enum):
 class RecordedSessions:
     """Finds the sessions of records by their numbers.
 
-    `find` reads the store, and returns None for a session that is not there. What a
-    number stands for never changes, so what was found is kept.
+    `find` reads the store, and returns None for a session that is not there.
     """
 
     def __init__(self, find: Callable[[int], Session | None] = lambda _: None) -> None:
         self._find = find
-        self._known: LRUCache[str, Session] = LRUCache(_SESSIONS_AT_MOST)
 
     @classmethod
     def of_gateway(cls, state: Path) -> RecordedSessions:
@@ -61,11 +56,7 @@ class RecordedSessions:
         """Find a session by its number as records have it."""
         if number == NONE:
             return None
-        known = self._known.get(number)
-        if known is None and _NUMBER.fullmatch(number):
-            known = self._find(int(number))
-            if known is not None:
-                self._known[number] = known
+        known = self._find(int(number)) if _NUMBER.fullmatch(number) else None
         return known or Unknown.SESSION
 
     def name_of(self, number: str) -> str | None:

@@ -338,9 +338,18 @@ def _ticket(record: Record, known: Surroundings) -> Ticket | None:
         return None
     return known.ticket_of(
         AskedRequest(
-            request.client.text, request.user or "", request.method, request.url
+            request.client.text,
+            request.user or "",
+            request.method,
+            request.url,
+            _session_number(record),
         )
     )
+
+
+def _session_number(record: Record) -> int:
+    number = record.session
+    return int(number) if number.isdecimal() and len(number) <= 18 else 0
 
 
 # --- others ---------------------------------------------------------------------------

@@ -60,6 +60,7 @@ from squidkeeper.serving.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.serving.helpers.publisher_child import follow_policy
 from squidkeeper.serving.quotas.opening import GatewayCounts
 from squidkeeper.serving.quotas.token_uses import token_uses
+from squidkeeper.serving.sessions.following import Following
 from squidkeeper.serving.tickets.judgement import settle
 from squidkeeper.serving.tickets.store import TicketStore
 
@@ -76,6 +77,7 @@ class WaitingQuestions:
     def __init__(self, state: Path) -> None:
         self._state = state
         self._uses = GrantUses(state)
+        self._sessions = Following(state)
         self._begun = ("", 0.0)  # by which revision, and when
         self._after: str | None = (
             None  # the last question that was judged; None: all are
@@ -105,9 +107,9 @@ class WaitingQuestions:
         if self._after is None:
             return
         some = store.pending_after(self._after, _AT_ONCE)
-        settle(
-            store, policy, self._uses.is_spent, some, datetime.fromtimestamp(now, UTC)
-        )
+        at = datetime.fromtimestamp(now, UTC)
+        find = self._sessions.numbered
+        settle(store, policy, self._uses.is_spent, some, at, find)
         self._after = some[-1].number if len(some) == _AT_ONCE else None
 
 

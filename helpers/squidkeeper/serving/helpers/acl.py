@@ -202,7 +202,9 @@ class RequestScope:
             decision.rule == TICKET_PAGE and decision.allowed
         ):  # which nothing may let pass
             return (
-                self._open_asking().show(reply, tokens, url, self.policy)
+                self._open_asking().show(
+                    reply, tokens, url, self.policy, match.facts.session
+                )
                 if self._open_asking
                 else no_ticket_page(reply)
             )

@@ -10,7 +10,9 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +20,9 @@ from squidkeeper.base.formatting import utc_time
 from squidkeeper.policy.engine import CompiledPolicy, Decision
 from squidkeeper.policy.engine.quotas import ticket_quotas
 from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.model import SESSION_APPROVAL
 from squidkeeper.policy.language.quotas import Quota
-from squidkeeper.policy.language.roles import Session
+from squidkeeper.policy.language.roles import Session, TicketAnswer
 from squidkeeper.policy.protocol.lines import Reply, parse_tokens
 from squidkeeper.policy.protocol.request import REQUEST_TOKENS, Malformed, parse_request
 from squidkeeper.policy.url import address_host, parse_address
@@ -33,7 +36,12 @@ from squidkeeper.serving.replies import (
     ticket_page,
     with_ticket,
 )
-from squidkeeper.serving.tickets.judgement import decide_again, opening_ends, settle
+from squidkeeper.serving.tickets.judgement import (
+    FindSession,
+    decide_again,
+    opening_ends,
+    settle,
+)
 from squidkeeper.serving.tickets.store import (
     GRACE_SECONDS,
     NoTicket,
@@ -75,7 +83,7 @@ class Asking:
         """Add a ticket to a denial, by the first nine tokens of the request as they
         came; or why it has none. `session` is the one that asks.
         """
-        asked = _asked(tokens, url)
+        asked = _asked(tokens, url, session)
         if asked is None:
             return denial
         refused: list[Quota] = []
@@ -84,31 +92,43 @@ class Asking:
             rule,
             policy,
             lambda: self._admits(asked, rule, policy, session, refused),
+            session,
         )
         if isinstance(number, NoTicket):
             return no_ticket(denial, number, [quota.name for quota in refused])
+        if session is not None:
+            return _answered_denial(denial, number, session)
         ticket = self._find(number)
         if ticket is not None and ticket.state is TicketState.DENIED:
             return denied_ticket(denial, number, _cut(ticket.reason))
         return with_ticket(denial, number)
 
     def show(
-        self, page: Reply, tokens: bytes, url: str, policy: CompiledPolicy
+        self,
+        page: Reply,
+        tokens: bytes,
+        url: str,
+        policy: CompiledPolicy,
+        session: Session | None = None,
     ) -> Reply:
         """Answer for the page of a ticket, by what the policy says now; only the client
-        that has asked sees one.
+        or session that has asked sees one.
         """
-        asked = _asked(tokens, url)
+        asked = _asked(tokens, url, session)
         ticket = self._find(url.rpartition("/")[2].lower()) if asked else None
-        if (
-            asked is None
-            or ticket is None
-            or (ticket.client, ticket.user) != (asked.client, asked.user)
-        ):
+        if asked is None or ticket is None or _asker(ticket) != _asker(asked):
             return no_ticket_page(page)
         at = datetime.now(UTC)
-        decision = decide_again(policy, self._uses.is_spent, ticket.asked, at)
-        until = opening_ends(policy, decision) if decision.allowed else None
+        decision = decide_again(
+            policy, self._uses.is_spent, ticket.asked, at, lambda _: session
+        )
+        answer = session and session.answers.get(ticket.number)
+        if decision.rule == SESSION_APPROVAL:
+            until = _utc(answer.ends) if answer and answer.approved else None
+        else:
+            until = opening_ends(policy, decision) if decision.allowed else None
+        if answer:
+            ticket = _with_answer(ticket, answer)
         return ticket_page(page, ticket_state(ticket, decision, until, at.timestamp()))
 
     def _admits(
@@ -140,33 +160,58 @@ class Asking:
         rule: str,
         policy: CompiledPolicy,
         admits: Callable[[], bool],
+        session: Session | None,
     ) -> str | NoTicket:
-        who = holder_of(policy, asked)
+        who, find = holder_of(policy, asked), _finder(policy)
+        ask = partial(
+            self._store.ask,
+            asked,
+            who,
+            rule,
+            is_active=lambda one: find(one) is not None,
+        )
         try:
-            given = self._store.ask(asked, who, rule, time.time(), admits)
-            if given is NoTicket.TOO_MANY and self._settle(who, policy):
-                given = self._store.ask(asked, who, rule, time.time(), admits)
+            if session is not None and session.answers:
+                number = self._store.number_of(asked)
+                answer = session.answers.get(number)
+                if answer is not None and not answer.approved:
+                    return number
+                if answer is not None:
+                    self._ask_anew(number, answer.ends)
+            given = ask(at=time.time(), admits=admits)
+            if given is NoTicket.TOO_MANY and self._settle(who, policy, session):
+                given = ask(at=time.time(), admits=admits)
         except OSError as error:
             self._report(str(error))
             return NoTicket.UNAVAILABLE
         self._report("")
         return given
 
-    def _settle(self, holder: Holder, policy: CompiledPolicy) -> bool:
+    def _ask_anew(self, number: str, lapsed: float) -> None:
+        """Have people told about a question whose approval has lapsed."""
+        ticket = self._store.find(number)
+        if ticket is not None and ticket.last < lapsed:
+            self._store.settle([number], time.time())
+
+    def _settle(
+        self, holder: Holder, policy: CompiledPolicy, session: Session | None
+    ) -> bool:
         """Settle the questions of a machine that the policy decides; once for each
-        revision: clients can ask a lot.
+        revision and state of the session: clients can ask a lot.
         """
-        if self._settled.get(holder.machine) == policy.revision:
+        decided_by = f"{policy.revision} {session.stamp if session else ''}"
+        if self._settled.get(holder.machine) == decided_by:
             return False
         if len(self._settled) >= _MACHINES_AT_MOST:
             self._settled.clear()
-        self._settled[holder.machine] = policy.revision
+        self._settled[holder.machine] = decided_by
         settle(
             self._store,
             policy,
             self._uses.is_spent,
             self._store.pending_of(holder),
             datetime.now(UTC),
+            _finder(policy),
         )
         return True
 
@@ -226,8 +271,47 @@ def _cut(reason: str) -> str:
     return reason
 
 
-def _asked(tokens: bytes, url: str) -> AskedRequest | None:
+def _asked(tokens: bytes, url: str, session: Session | None) -> AskedRequest | None:
     request = parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
     if isinstance(request, Malformed) or request.client is None:
         return None
-    return AskedRequest(request.client.text, request.user or "", request.method, url)
+    return AskedRequest(
+        client=request.client.text,
+        user=request.user or "",
+        method=request.method,
+        url=url,
+        session=session.number if session else 0,
+    )
+
+
+def _asker(asked: AskedRequest | Ticket) -> int | tuple[str, str]:
+    """Tell who asks: the session, wherever it is, or else the address and the login."""
+    return asked.session or (asked.client, asked.user)
+
+
+def _finder(policy: CompiledPolicy) -> FindSession:
+    if policy.sessions is None:
+        return lambda _: None
+    return policy.sessions.active.numbered
+
+
+def _answered_denial(denial: Reply, number: str, session: Session) -> Reply:
+    answer = session.answers.get(number)
+    if answer is None or answer.approved:
+        return with_ticket(denial, number)
+    return denied_ticket(denial, number, _cut(answer.reason))
+
+
+def _with_answer(ticket: Ticket, answer: TicketAnswer) -> Ticket:
+    """Return a ticket of a session with what people have answered.
+
+    One that was asked again since the approval lapsed waits.
+    """
+    if not answer.approved:
+        return replace(ticket, state=TicketState.DENIED, reason=answer.reason)
+    waits = ticket.state is TicketState.PENDING and ticket.last > answer.ends
+    return ticket if waits else replace(ticket, state=TicketState.SETTLED)
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

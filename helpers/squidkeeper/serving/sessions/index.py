@@ -12,7 +12,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hmac import compare_digest
 from ipaddress import ip_network
@@ -21,6 +21,7 @@ from sys import intern
 from typing import Final, TypeVar
 from urllib.parse import quote
 
+from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import InvalidUrl
 from squidkeeper.policy.engine.compiled_policy import LOGIN_REFUSED
@@ -30,9 +31,14 @@ from squidkeeper.policy.language.roles import Session
 from squidkeeper.policy.protocol.lines import decode_token
 from squidkeeper.policy.protocol.request import ANY_LOGIN
 from squidkeeper.policy.url import Address, Host, address_host, parse_address
+from squidkeeper.serving.sessions.answers import (
+    StoredAnswer,
+    grants_of,
+    told_answers,
+)
 from squidkeeper.serving.sessions.clock import TimeNow
 from squidkeeper.serving.sessions.counter import MappedCounter
-from squidkeeper.serving.sessions.store import COLUMNS, FILE, SessionRow, session_row
+from squidkeeper.serving.sessions.store import FILE, ROWS, SessionRow, session_row
 
 T = TypeVar("T")
 
@@ -55,6 +61,8 @@ _LAST_ENDED: Final = (
 _NO_COUNT: Final = [0]
 _NOTHING: Final = -1  # the change of an index that knows nothing
 _UNREADABLE: Final = -1  # in place of a stamp
+_ENDED_CACHE_BYTES, _ENDED_BYTES = 10_000_000, 1_000  # for the record
+_STAMPS: Final = 100  # of a session between two changes: as approvals lapse
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,11 @@ class _Active:
     token_sha256: str | None
     ends: float
     boot_ends: float | None
+    answers: tuple[StoredAnswer, ...]
+
+    def at(self, at: TimeNow) -> _Active:
+        """Return it without the approvals that have lapsed."""
+        return replace(self, session=_with_answers(self.session, self.answers, at))
 
     def expired(self, at: TimeNow) -> bool:
         by_age = self.boot_ends is not None and at.since_boot >= self.boot_ends
@@ -95,6 +108,7 @@ class SessionIndex:
         self._look_at = 0.0  # by the monotonic clock
         self._refused: Refused | None = _UNAVAILABLE  # until the first look
         self._problem = ""  # that was logged
+        self._ended: BoundedCache[int, Session] = BoundedCache(_ENDED_CACHE_BYTES)
         self._forget()
 
     def find(
@@ -135,17 +149,26 @@ class SessionIndex:
 
     def recorded(self, number: int) -> Session | None:
         """Find a session by its number, also one that has ended, for the record."""
-        known = self.numbered(number)
-        if known is not None:
-            return known
-        query = f"SELECT {COLUMNS} FROM sessions WHERE number = ?"  # noqa: S608 - of this module
+        if (ended := self._ended.get(number)) is not None:
+            return ended
+        active = self.numbered(number)
+        if active is not None and not active.answers:
+            return active
         try:
             row = self._file.read(
-                lambda database: database.execute(query, (number,)).fetchone()
+                lambda database: database.execute(
+                    f"{ROWS} WHERE number = ?", (number,)
+                ).fetchone()
             )
-            return None if row is None else session_of(session_row(row))
+            return None if row is None else self._recorded(session_row(row))
         except FAULTS:
             return None
+
+    def _recorded(self, row: SessionRow) -> Session:
+        session = session_of(row, None)
+        if row.ended is not None:
+            self._ended.add(row.number, session, _ENDED_BYTES)
+        return session
 
     def stamp_of(self, line: bytes) -> Stamp:
         """Return a value for what `find` finds for a line that begins by client and
@@ -213,14 +236,23 @@ class SessionIndex:
         if row.ended is not None or row.expired(at):
             return
         active = _active(row, at)
-        self._by_number[row.number] = active
-        if row.token_sha256 is not None:
-            self._by_name[row.name] = active
-        elif row.network is not None:
-            self._by_address[_place(row.network)] = active
+        self._put(active)
         heapq.heappush(self._ends, (active.ends, row.number))
         if active.boot_ends is not None:
             heapq.heappush(self._boot_ends, (active.boot_ends, row.number))
+        for one in row.answers:
+            if one.approved and not one.is_over(at):
+                heapq.heappush(self._ends, (one.ends, row.number))
+                if one.boot == at.boot:
+                    heapq.heappush(self._boot_ends, (one.boot_ends, row.number))
+
+    def _put(self, active: _Active) -> None:
+        session = active.session
+        self._by_number[session.number] = active
+        if active.token_sha256 is not None:
+            self._by_name[session.name] = active
+        elif active.network is not None:
+            self._by_address[_place(active.network)] = active
 
     def _drop(self, number: int) -> None:
         active = self._by_number.pop(number, None)
@@ -240,8 +272,11 @@ class SessionIndex:
             while ends and ends[0][0] <= now:
                 _, number = heapq.heappop(ends)
                 active = self._by_number.get(number)
-                if active and active.expired(at):
-                    self._drop(number)
+                if active is None:
+                    continue
+                self._drop(number)
+                if not active.expired(at):
+                    self._put(active.at(at))
 
     # --- what has changed -------------------------------------------------------------
 
@@ -374,30 +409,44 @@ def _changed(database: sqlite3.Connection, since: int) -> Iterator[SessionRow]:
     """Yield what is newer than a change; where nothing is known, what is active."""
     newer = "ended IS NULL" if since == _NOTHING else "change > ? ORDER BY change"
     values = () if since == _NOTHING else (since,)
-    query = f"SELECT {COLUMNS} FROM sessions WHERE {newer}"  # noqa: S608 - of this module
+    query = f"{ROWS} WHERE {newer}"
     return map(session_row, database.execute(query, values))
 
 
-def session_of(row: SessionRow) -> Session:
-    """Return a session as the engine knows it."""
-    return Session(
+def session_of(row: SessionRow, at: TimeNow | None = None) -> Session:
+    """Return a session as the engine knows it, with the approvals that are in force at
+    a time; without a time, with all that are kept.
+    """
+    found = Session(
         number=row.number,
         name=row.name,
         role=intern(row.role),
         values={intern(name): texts for name, texts in row.variables.items()},
-        stamp=row.change,
+        stamp=row.change * _STAMPS,
         labels={intern(name): intern(text) for name, text in row.labels.items()},
         orchestrator=intern(row.orchestrator),
     )
+    return _with_answers(found, row.answers, at) if row.answers else found
+
+
+def _with_answers(
+    session: Session, answers: tuple[StoredAnswer, ...], at: TimeNow | None
+) -> Session:
+    """Give a session what was approved; its stamp tells how much is in force."""
+    grants = grants_of(answers, at)
+    state = _STAMPS - 1 if at is None else len(grants)
+    stamp = session.stamp // _STAMPS * _STAMPS + state
+    return replace(session, stamp=stamp, grants=grants, answers=told_answers(answers))
 
 
 def _active(row: SessionRow, at: TimeNow) -> _Active:
     return _Active(
-        session_of(row),
+        session_of(row, at),
         row.network,
         row.token_sha256,
         row.ends,
         row.boot_ends if row.boot == at.boot else None,
+        row.answers,
     )
 
 

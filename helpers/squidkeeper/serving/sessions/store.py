@@ -22,6 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import SessionGone, SessionTaken
 from squidkeeper.base.shared_database import SharedDatabase
+from squidkeeper.serving.sessions.answers import (
+    StoredAnswer,
+    answers_text,
+    parse_answers,
+)
 from squidkeeper.serving.sessions.clock import TimeNow
 from squidkeeper.serving.sessions.counter import ChangeCounter
 
@@ -53,12 +58,14 @@ CREATE INDEX IF NOT EXISTS active_place ON sessions (place) WHERE ended IS NULL;
 CREATE INDEX IF NOT EXISTS by_network ON sessions (network, ended) WHERE ended IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_name ON sessions (name, number);
 CREATE INDEX IF NOT EXISTS by_ended ON sessions (ended) WHERE ended IS NOT NULL;
+CREATE TABLE IF NOT EXISTS answers (session INTEGER PRIMARY KEY, answers TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS changes (name TEXT PRIMARY KEY, change INTEGER NOT NULL) WITHOUT ROWID;
 """
 COLUMNS: Final = (
     "number, name, role, network, token_sha256, variables, labels, secrets, orchestrator,"
-    " created, ends, boot, boot_ends, ended, ended_why, content, change"
+    " created, ends, boot, boot_ends, ended, ended_why, content, change, answers"
 )
+ROWS: Final = f"SELECT {COLUMNS} FROM sessions LEFT JOIN answers ON session = number"  # noqa: S608 - our columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,7 @@ class SessionRow:
     ended_why: str | None
     content: str
     change: int
+    answers: tuple[StoredAnswer, ...] = ()
 
     def expired(self, at: TimeNow) -> bool:
         """Whether its time is over, by either clock."""
@@ -228,6 +236,16 @@ class SessionStore:
                 _set(database, row.number, change=_next_change(database))
             return [_active(database, row.number) for row in rows]
 
+
+    def answer(self, number: int, answers: tuple[StoredAnswer, ...]) -> SessionRow:
+        """Keep the answers to the tickets of an active session, else `SessionGone`."""
+        with self._changing() as database:
+            _active(database, number)
+            change = "REPLACE INTO answers VALUES (?, ?)"
+            database.execute(change, (number, answers_text(answers)))
+            _set(database, number, change=_next_change(database))
+            return _active(database, number)
+
     def end(self, number: int, why: str) -> SessionRow | None:
         """End a session; None where it is not active."""
         with self._changing() as database:
@@ -312,9 +330,13 @@ class SessionStore:
             if found is None:
                 return 0
             _note(database, "purged", found)
-            return database.execute(
+            purged = database.execute(
                 "DELETE FROM sessions WHERE ended < ?", (before,)
             ).rowcount
+            database.execute(
+                "DELETE FROM answers WHERE session NOT IN (SELECT number FROM sessions)"
+            )
+            return purged
 
     def close(self) -> None:
         """Close the file."""
@@ -454,7 +476,7 @@ def _end_expired(database: sqlite3.Connection, at: TimeNow) -> list[SessionRow]:
 def _select(
     database: sqlite3.Connection, condition: str, *values: object
 ) -> list[SessionRow]:
-    query = f"SELECT {COLUMNS} FROM sessions WHERE {condition}"  # noqa: S608 - the conditions of this module
+    query = f"{ROWS} WHERE {condition}"
     return [session_row(row) for row in database.execute(query, values)]
 
 
@@ -470,6 +492,7 @@ def session_row(row: tuple[Any, ...]) -> SessionRow:
             "variables": {name: tuple(texts) for name, texts in variables.items()},
             "labels": json.loads(values["labels"]),
             "secrets": tuple(json.loads(values["secrets"])),
+            "answers": parse_answers(values["answers"] or "[]"),
         }
     )
 

@@ -8,14 +8,17 @@ rows of any kind.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 
 from squidkeeper.base.errors import InvalidUrl, PatternError
 from squidkeeper.policy.engine import CompiledPolicy, Decision, decide_until_spent
+from squidkeeper.policy.engine.decision import deny
 from squidkeeper.policy.language.methods import parse_method
-from squidkeeper.policy.language.model import Rule
-from squidkeeper.policy.protocol.request import request_to
+from squidkeeper.policy.language.model import SESSION_REQUIRED, Rule
+from squidkeeper.policy.language.roles import Session
+from squidkeeper.policy.protocol.request import Request, request_to
 from squidkeeper.policy.url import parse_address, parse_url
 from squidkeeper.serving.tickets.store import Ticket, TicketStore
 from squidkeeper.serving.tickets.ticket import NUMBER, AskedRequest, ticket_number
@@ -47,19 +50,30 @@ def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
     return ticket if is_own else None
 
 
+FindSession = Callable[[int], Session | None]  # an active one, by its number
+_ENDED: Final = deny(SESSION_REQUIRED, "The session that has asked has ended.")
+
+
 def decide_again(
     policy: CompiledPolicy,
     is_spent: Callable[[Rule], bool],
     asked: AskedRequest,
     at: datetime,
+    find: FindSession = lambda _: None,
 ) -> Decision:
     """Decide a request as if it was sent now, and use no grant.
 
-    A grant without uses left opens nothing.
+    A grant without uses left opens nothing. What a session has asked is decided for
+    that session alone, and denied once `find` finds none.
     """
-    match = policy.match(
-        request_to(asked.method, asked.url, asked.client, asked.user or None)
-    )
+    request = request_to(asked.method, asked.url, asked.client, asked.user or None)
+    if asked.session:
+        session = find(asked.session)
+        if session is None:
+            return _ENDED
+        if isinstance(request, Request):
+            request = request._replace(session=session)
+    match = policy.match(request)
     decisions = decide_until_spent(policy, match, at)
     return next(
         decision
@@ -89,9 +103,10 @@ def settle(
     is_spent: Callable[[Rule], bool],
     tickets: Iterable[Ticket],
     at: datetime,
+    find: FindSession = lambda _: None,
 ) -> None:
-    """Settle those of these questions that the policy opens or denies; OSError where
-    that cannot be written.
+    """Settle those of these questions that the policy opens or denies, and of
+    sessions that have ended; OSError where that cannot be written.
     """
     key = store.key
     sound = (
@@ -100,7 +115,7 @@ def settle(
     numbers = [
         ticket.number
         for ticket in sound
-        if not waits(decide_again(policy, is_spent, ticket.asked, at))
+        if not waits(decide_again(policy, is_spent, ticket.asked, at, find))
     ]
     if numbers:
         store.settle(numbers, at.timestamp())

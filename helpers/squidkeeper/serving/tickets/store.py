@@ -1,15 +1,19 @@
 """The tickets of a gateway: one SQLite file in the state folder, which every helper
 writes.
 
-Each holder (a machine, see `machines.py`) has a bound of its own, so no client takes
-another one's place; the number of holders and the size of the file are bounded too. A
-holder that has reached its bound gets no new ticket, and keeps all that it has: a
+Each holder (a machine, see `machines.py`, or a session) has a bound of its own, so no
+client takes another one's place; the number of holders and the size of the file are
+bounded too. The tickets of 5,000 sessions at their bounds take 90 MB of 256. They leave
+with their session. A holder that has reached its bound gets no new ticket, and keeps
+all that it has: a
 question that people have not decided leaves when nobody has asked it for `KEPT_DAYS`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +25,8 @@ from squidkeeper.policy.language.methods import parse_method
 from squidkeeper.serving.tickets.ticket import (
     AskedRequest,
     Holder,
+    session_of_machine,
+    session_of_place,
     ticket_key,
     ticket_number,
 )
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 FOLDER: Final = "tickets"  # of the state folder
+FILE: Final = "tickets.db"
 PENDING_AT_MOST: Final = 200  # questions of a holder that wait
 LONGEST_URL: Final = 2_048  # characters of a URL that gets a ticket
 KEPT_DAYS: Final = 7
@@ -37,6 +44,10 @@ KEPT_DAYS: Final = 7
 GRACE_SECONDS: Final = 10
 _URL_CHARACTERS: Final = 100_000  # of all questions of a holder that wait
 _DECIDED_AT_MOST: Final = 200  # of a holder: the oldest ones leave
+SESSION_PENDING_AT_MOST: Final = 20
+_SESSION_URL_CHARACTERS: Final = 8_192
+_SESSION_DECIDED_AT_MOST: Final = 5
+_FOLDER_MODE, _FILE_MODE = 0o750, 0o640  # Squid's group reads the questions of sessions
 _DAY: Final = 86_400
 
 _SCHEMA = """
@@ -58,7 +69,7 @@ WITH RECURSIVE every(place) AS (
 )
 SELECT place FROM every WHERE EXISTS (SELECT 1 FROM tickets WHERE tickets.place = every.place AND last >= ?)
 """  # a step for each place, however many questions there are
-_COLUMNS = "number, client, user, method, url, rule, times, first, last, state, decided, until, reason, told"
+_COLUMNS = "holder, number, client, user, method, url, rule, times, first, last, state, decided, until, reason, told"
 
 
 class TicketState(StrEnum):
@@ -75,6 +86,7 @@ class NoTicket(StrEnum):
 
     TOO_MANY = "this client has as many open questions as it may have, and an answer to one of its questions helps"
     NO_PLACE = "as many clients of its network as may have tickets have them, and an answer to their questions helps"
+    NO_SESSION_PLACE = "as many sessions as may have tickets have them"
     NO_METHOD = "no approval can be for its method"
     TOO_LONG = "the URL is too long for one"
     OVER_QUOTA = "a quota of new tickets is used up, and its count begins again later"
@@ -102,11 +114,12 @@ class Ticket:
     until: float = 0.0
     reason: str = ""
     told: int = 0
+    session: int = 0
 
     @property
     def asked(self) -> AskedRequest:
         """The request that it is about."""
-        return AskedRequest(self.client, self.user, self.method, self.url)
+        return AskedRequest(self.client, self.user, self.method, self.url, self.session)
 
 
 class TicketStore:
@@ -118,13 +131,14 @@ class TicketStore:
 
     def __init__(self, state: Path, wait_seconds: float = WAIT_SECONDS) -> None:
         self._folder = state / FOLDER
+        self._file = self._folder / FILE
         self._key = b""
         self._database = SharedDatabase(
-            self._folder / "tickets.db",
+            self._file,
             _SCHEMA,
-            0o700,
+            _FOLDER_MODE,
             wait_seconds=wait_seconds,
-            prepare=self._read_key,
+            prepare=self._prepare,
         )
 
     @property
@@ -145,11 +159,13 @@ class TicketStore:
         rule: str,
         at: float,
         admits: Callable[[], bool] = lambda: True,
+        is_active: Callable[[int], bool] = lambda _: True,
     ) -> str | NoTicket:
         """Note that a question was asked; give the number of its ticket, or why it has
         none.
 
-        `admits` tells whether a quota gives it a new one.
+        `admits` tells whether a quota gives it a new one, `is_active` whether a session
+        goes on.
         """
         if len(asked.url) > LONGEST_URL:
             return NoTicket.TOO_LONG
@@ -162,6 +178,8 @@ class TicketStore:
             number = ticket_number(self._key, asked)
             if _is_asked_again(database, number, at):
                 return number
+            if holder.session and not _has_tickets(database, holder):
+                _forget_ended(database, is_active)
             if full := _what_is_full(database, holder, len(asked.url), at):
                 return full
             if not admits():
@@ -183,7 +201,11 @@ class TicketStore:
         """Find the ticket of a request."""
         if not self.exists:
             return None
-        return self.find(ticket_number(self.key, _as_stored(asked)))
+        return self.find(self.number_of(asked))
+
+    def number_of(self, asked: AskedRequest) -> str:
+        """Return the number that the ticket of a request has."""
+        return ticket_number(self.key, _as_stored(asked))
 
     def pending(self, at: float) -> list[Ticket]:
         """List the questions that wait, the one that waits longest first."""
@@ -253,8 +275,13 @@ class TicketStore:
             query = f"SELECT {_COLUMNS} FROM tickets WHERE {condition}"  # noqa: S608 - the conditions of this module
             return [_ticket(row) for row in database.execute(query, values)]
 
-    def _read_key(self) -> None:
+    def _prepare(self) -> None:
+        """Read the key, and make the file with its mode, which SQLite gives to those
+        beside it.
+        """
         self._key = ticket_key(self._folder / "key")
+        with suppress(FileExistsError), self._file.open("xb") as file:
+            os.fchmod(file.fileno(), _FILE_MODE)
 
 
 def _is_asked_again(database: sqlite3.Connection, number: str, at: float) -> bool:
@@ -290,14 +317,46 @@ def _what_is_full(
     count, characters = database.execute(
         query, (holder.machine, TicketState.PENDING, since)
     ).fetchone()
+    pending, url_characters, _ = _bounds(holder)
     if count:
-        return (
-            None
-            if count < PENDING_AT_MOST and characters + length <= _URL_CHARACTERS
-            else NoTicket.TOO_MANY
-        )
+        has_room = count < pending and characters + length <= url_characters
+        return None if has_room else NoTicket.TOO_MANY
     taken = [place for (place,) in database.execute(_TAKEN, (since,))]
-    return None if holder.has_room(taken) else NoTicket.NO_PLACE
+    if holder.has_room(taken):
+        return None
+    return NoTicket.NO_SESSION_PLACE if holder.session else NoTicket.NO_PLACE
+
+
+def _bounds(holder: Holder) -> tuple[int, int, int]:
+    """Return how many questions of a holder may wait, the characters of their URLs,
+    and how many that are decided stay.
+    """
+    if holder.session:
+        return (
+            SESSION_PENDING_AT_MOST,
+            _SESSION_URL_CHARACTERS,
+            _SESSION_DECIDED_AT_MOST,
+        )
+    return PENDING_AT_MOST, _URL_CHARACTERS, _DECIDED_AT_MOST
+
+
+def _has_tickets(database: sqlite3.Connection, holder: Holder) -> bool:
+    query = "SELECT 1 FROM tickets WHERE holder = ? LIMIT 1"
+    return database.execute(query, (holder.machine,)).fetchone() is not None
+
+
+def _forget_ended(
+    database: sqlite3.Connection, is_active: Callable[[int], bool]
+) -> None:
+    """Remove the tickets of sessions that have ended: each new session asks for it."""
+    places = [place for (place,) in database.execute(_TAKEN, (0.0,))]
+    ended = [
+        (place,)
+        for place in places
+        if (number := session_of_place(place)) and not is_active(number)
+    ]
+    if ended:
+        database.executemany("DELETE FROM tickets WHERE place = ?", ended)
 
 
 def _tidy(database: sqlite3.Connection, holder: Holder, at: float) -> None:
@@ -306,7 +365,7 @@ def _tidy(database: sqlite3.Connection, holder: Holder, at: float) -> None:
         "DELETE FROM tickets WHERE number IN (SELECT number FROM tickets WHERE holder = ? AND state != ?"
         # what people have decided stays longest
         " ORDER BY state = ?, decided DESC LIMIT -1 OFFSET ?)",
-        (holder.machine, TicketState.PENDING, TicketState.SETTLED, _DECIDED_AT_MOST),
+        (holder.machine, TicketState.PENDING, TicketState.SETTLED, _bounds(holder)[2]),
     )
 
 
@@ -347,7 +406,11 @@ def _add(
 
 def _as_stored(asked: AskedRequest) -> AskedRequest:
     return AskedRequest(
-        *map(_text, (asked.client, asked.user, asked.method, asked.url))
+        _text(asked.client),
+        _text(asked.user),
+        _text(asked.method),
+        _text(asked.url),
+        asked.session,
     )
 
 
@@ -358,4 +421,6 @@ def _text(text: str) -> str:
 
 def _ticket(row: tuple[Any, ...]) -> Ticket:
     values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    return Ticket(**(values | {"state": TicketState(values["state"])}))
+    session = session_of_machine(str(values.pop("holder")))
+    state = TicketState(values["state"])
+    return Ticket(**(values | {"state": state, "session": session}))
