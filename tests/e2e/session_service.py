@@ -20,7 +20,10 @@ from .gateway import Gateway
 from .raw import Raw
 
 NO_PORT = "127.0.0.1:1"
-SETTINGS = "version: 1\norchestrators: {local: {roles: [agent, reader, writer]}}\n"
+SETTINGS = (
+    "version: 1\n"
+    "orchestrators: {local: {roles: [agent, reader, writer], approves: [writer]}}\n"
+)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ from squidkeeper.policy.published.publication import write_publication
 from squidkeeper.serving.parts import needed_keys
 from squidkeeper.serving.sessions.counts import count_by_role
 from squidkeeper.serving.sessions.store import FILE, SessionRow, SessionStore
+from squidkeeper.serving.tickets.store import NoTicket, TicketStore
+from squidkeeper.serving.tickets.ticket import AskedRequest, Holder
 
 from ..conftest import write_policy
 from ..waiting import wait_for
@@ -61,6 +63,8 @@ rules:
   - {name: clone, action: allow, clients: [coding-agent], hosts: [github.com], paths: ["/{session.repo}/**"]}
   - {name: docs, action: allow, clients: [coding-agent], hosts: ["{session.docs}"], methods: [GET]}
   - {name: other, action: allow, clients: [agents, third], hosts: [other.example]}
+  - {name: asked, action: ask, clients: [coding-agent, plain], hosts: [ask.example]}
+  - {name: closed, action: deny, clients: [plain], hosts: [closed.example]}
 credentials:
   - {name: git, clients: [coding-agent], hosts: [github.com], basic: {username: x, password: github}}
 quotas: [{name: requests, per: session, clients: [coding-agent], requests: 600, every: minute}]
@@ -68,10 +72,11 @@ quotas: [{name: requests, per: session, clients: [coding-agent], requests: 600, 
 SETTINGS = f"""
 version: 1
 orchestrators:
-  local: {{roles: [coding-agent, plain], sessions: 50}}
+  local: {{roles: [coding-agent, plain], sessions: 50, approves: [plain]}}
   other:
     uid: {OTHER_UID}
     roles: [plain]
+    approves: [plain]
     networks: [10.20.9.0/24]
     labels: [task]
     sessions: 2
@@ -962,3 +967,95 @@ def test_without_a_policy_there_is_no_session(own_service: Service) -> None:
     assert (refused.status, refused.code) == (503, "no-policy")
     own_service.publish()
     wait_for(lambda: own_service.put("vm", CODING).status == 201, "the policy")
+
+
+# --- tickets --------------------------------------------------------------------------
+
+
+def asked(
+    service: Service, number: int, address: str, url: str = "https://ask.example/x"
+) -> str:
+    """Ask as a helper does for a session."""
+    request = AskedRequest(address, "", "GET", url, number)
+    with closing(TicketStore(service.state)) as store:
+        given = store.ask(request, Holder.of_session(number), "asked", time.time())
+    assert not isinstance(given, NoTicket)
+    return given
+
+
+def answer(service: Service, ticket: str, uid: int = 0, **body: object) -> Answered:
+    return service.call("POST", f"/v1/tickets/{ticket}", body, uid=uid)
+
+
+def tickets(service: Service, name: str, uid: int = 0) -> list[str]:
+    found = service.call("GET", f"/v1/tickets?session={name}", uid=uid)
+    assert found.status == 200, found
+    return [ticket["ticket"] for ticket in found.body["tickets"]]
+
+
+def test_a_ticket_is_answered_once(service: Service) -> None:
+    made = service.put("asks", {"role": "plain", "address": "10.20.4.1"})
+    ticket = asked(service, made.body["number"], "10.20.4.1")
+    assert tickets(service, "asks") == [ticket]
+    given = {"decision": "approve", "for": "30m"}
+    first = answer(service, ticket, by="ann", **given)
+    assert (first.status, first.body["state"]) == (200, "approved"), first
+    assert first.body["by"] == "local: ann"
+    again = answer(service, ticket, by="bob", **given)
+    assert (again.status, again.body) == (200, first.body)
+    for other in ({"decision": "deny"}, {"decision": "approve", "for": "2h"}):
+        refused = answer(service, ticket, **other)
+        assert (refused.status, refused.code) == (409, "answered-otherwise")
+    assert tickets(service, "asks") == []
+    [row] = [row for row in service.rows() if row.name == "asks"]
+    assert [(one.ticket, one.seconds) for one in row.answers] == [(ticket, 1800)]
+    line = json.loads(service.audit.read_text().splitlines()[-4])
+    known = ("orchestrator", "call", "session", "ticket", "state", "by", "status")
+    assert [line[name] for name in known] == [
+        *("local", "POST", "asks", ticket, "approved", "local: ann", 200)
+    ]
+
+
+def test_an_orchestrator_answers_for_its_own_sessions_and_roles_alone(
+    service: Service,
+) -> None:
+    plain = service.put("p", {"role": "plain", "address": "10.20.4.2"}).body["number"]
+    coding = service.put("c", {**CODING, "address": "10.20.4.3"}).body["number"]
+    given = {"decision": "approve", "for": 60}
+    own, unapproved = (
+        asked(service, plain, "10.20.4.2"),
+        asked(service, coding, "10.20.4.3"),
+    )
+    of_another = answer(service, own, OTHER_UID, **given)
+    assert (of_another.status, of_another.code) == (404, "no-ticket")
+    found = service.call("GET", "/v1/tickets?session=p", uid=OTHER_UID)
+    assert (found.status, found.code) == (403, "session-of-another")
+    refused = answer(service, unapproved, **given)
+    assert (refused.status, refused.code) == (403, "may-not-approve")
+    assert answer(service, own, STRANGER_UID, **given).status == 403
+    service.delete("p")
+    assert answer(service, own, **given).code == "no-ticket"
+    service.delete("c")
+
+
+def test_an_answer_that_is_not_one_is_refused(service: Service) -> None:
+    number = service.put("q", {"role": "plain", "address": "10.20.4.4"}).body["number"]
+    ticket = asked(service, number, "10.20.4.4")
+    closed = asked(service, number, "10.20.4.4", "https://closed.example/")
+    for body, place in (
+        ({"decision": "approve"}, "/for"),
+        ({"decision": "approve", "for": "9w"}, "/for"),
+        ({"decision": "maybe"}, "/decision"),
+        ({"decision": "deny", "by": "a\nb"}, "/by"),
+        ({"decision": "deny", "x": 1}, "/x"),
+    ):
+        refused = answer(service, ticket, **body)
+        assert (refused.status, refused.code) == (422, "invalid-answer"), body
+        assert place in refused.fields
+    refused = answer(service, closed, **{"decision": "approve", "for": "1m"})
+    assert (refused.status, refused.code) == (409, "nothing-to-answer")
+    assert tickets(service, "q") == [ticket]
+    assert answer(service, "a" * 12, decision="deny").code == "no-ticket"
+    denied = answer(service, ticket, decision="deny", reason="Use the mirror")
+    assert denied.body["state"] == "denied"
+    service.delete("q")

@@ -95,11 +95,7 @@ HELPERS = {
         70_500,
         79_000,
     ),
-<<<<<<< HEAD
     "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_500, 85_000),
-=======
-    "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_500, 84_500),
->>>>>>> c9893203 (Give each session tickets and approvals of its own)
     "meter": (
         [f"{n} {line} open - - 1 2 3 -" for n, line in enumerate(NINE)],
         73_500,

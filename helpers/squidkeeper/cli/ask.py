@@ -282,11 +282,18 @@ def deny(number: str, reason: str, directory: Path, state: Path) -> None:
 
 def _is_asked_about(policy: CompiledPolicy, state: Path, ticket: Ticket) -> bool:
     from squidkeeper.policy.grant_uses import GrantUses
+    from squidkeeper.serving.sessions.following import Following
     from squidkeeper.serving.tickets.judgement import decide_again, waits
 
-    return waits(
-        decide_again(policy, GrantUses(state).is_spent, ticket.asked, datetime.now(UTC))
+    spent, now, sessions = (
+        GrantUses(state).is_spent,
+        datetime.now(UTC),
+        Following(state),
     )
+    try:
+        return waits(decide_again(policy, spent, ticket.asked, now, sessions.numbered))
+    finally:
+        sessions.close()
 
 
 def _decided_otherwise(count: int) -> str:
@@ -307,6 +314,7 @@ class _Shown:
         """Write it for a terminal."""
         ticket = self.ticket
         who = " ".join(filter(None, (ticket.client, ticket.user)))
+        who += f" session {ticket.session}" if ticket.session else ""
         named = f" ({', '.join(self.clients)})" if self.clients else ""
         yield f"{ticket.number}  {printable(who + named)}  {_request(ticket)}"
         yield f"{_INDENT}{_often(ticket, now)}, by {printable(ticket.rule)}"
@@ -327,7 +335,7 @@ class _Shown:
             "first": utc_seconds(self.ticket.first),
             "last": utc_seconds(self.ticket.last),
         }
-        number = {"ticket": self.ticket.number}
+        number = {"ticket": self.ticket.number, "session": self.ticket.session or None}
         return {
             **number,
             **fields,

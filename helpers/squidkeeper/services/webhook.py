@@ -242,7 +242,16 @@ def _question(ticket: Ticket) -> dict[str, Any]:
         "rule": ticket.rule,
         "times": ticket.times,
         "first": utc_seconds(ticket.first),
+        **_call(ticket),
     }
+
+
+def _call(ticket: Ticket) -> dict[str, Any]:
+    """Name the call that answers the ticket of a session."""
+    if not ticket.session:
+        return {}
+    call = {"method": "POST", "path": f"/v1/tickets/{ticket.number}"}
+    return {"session": ticket.session, "call": call}
 
 
 def _slack(waiting: Sequence[Ticket], gateway: str, _: float) -> dict[str, Any]:
@@ -251,12 +260,18 @@ def _slack(waiting: Sequence[Ticket], gateway: str, _: float) -> dict[str, Any]:
     ]
     lines += [
         f"`{ticket.number}` {_slack_text(_encoded(ticket.client))} {_slack_text(_encoded(ticket.user))}"
-        f" `{_slack_text(_encoded(ticket.method))} {_slack_text(_shown_url(ticket.url))}`"
+        f" `{_slack_text(_encoded(ticket.method))} {_slack_text(_shown_url(ticket.url))}`{_slack_call(ticket)}"
         for ticket in waiting[:SHOWN_AT_MOST]
     ]
     more = len(waiting) - SHOWN_AT_MOST
     lines += [f"and {more} more"] if more > 0 else []
     return {"text": "\n".join(lines), "unfurl_links": False, "unfurl_media": False}
+
+
+def _slack_call(ticket: Ticket) -> str:
+    if not ticket.session:
+        return ""
+    return f" (session {ticket.session}: `POST /v1/tickets/{ticket.number}`)"
 
 
 def _shown_url(url: str) -> str:

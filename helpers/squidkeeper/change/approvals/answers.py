@@ -50,6 +50,7 @@ class Approval:
         """Make the grant; `EditRefused` where nobody can be told apart whom
         it is for.
         """
+        _check_no_session(ticket)
         fields = approved_fields(ticket, self.scope)
         return NewGrant(
             expires=now + self.valid,
@@ -113,6 +114,14 @@ def approve_ticket(
                 f"{log.path} cannot be written: {error.strerror}; nothing was approved"
             ) from error
         return _noted(granted, state, ticket, new.expires)
+
+
+def _check_no_session(ticket: Ticket) -> None:
+    if ticket.session:
+        raise EditRefused(
+            f"ticket {ticket.number} is of the session {ticket.session}: its orchestrator answers it, by"
+            f" POST /v1/tickets/{ticket.number} (squid/SESSIONS.md)"
+        )
 
 
 def _check_not_decided_since(seen: Ticket, found: Ticket) -> None:
@@ -191,6 +200,7 @@ def deny_ticket(directory: Path, state: Path, number: str, reason: str) -> Ticke
     check_reason(reason)
     with _kept(directory) as log:
         ticket = find_ticket(state, number)
+        _check_no_session(ticket)
         _check_not_open(directory, state, ticket)
         _keep(log, _decision(ticket, TicketState.DENIED, reason))
         try:

@@ -32,7 +32,9 @@ from squidkeeper.services.sessions.problems import (
     CallRefused,
     ProblemCode,
 )
+from squidkeeper.services.sessions.tickets import SessionTickets
 from squidkeeper.serving.sessions.store import SessionRow
+from squidkeeper.serving.tickets.ticket import NUMBER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _JSON: Final = "application/json"
 _SESSION: Final = re.compile(r"/v1/sessions/([^/]+)(?:/(effective|usage|requests))?")
+_TICKET: Final = re.compile(rf"/v1/tickets/({NUMBER.pattern})")
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE", "POST"})
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _LIMIT: Final = 1000
@@ -80,12 +83,14 @@ class SessionsApplication:
         orchestrators: OrchestratorsInForce,
         audit: AuditLog,
         reports: Reports,
+        tickets: SessionTickets,
     ) -> None:
         self._keeper = keeper
         self._exchange = TokenExchange(keeper)
         self._orchestrators = orchestrators
         self._audit = audit
         self._reports = reports
+        self._tickets = tickets
 
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
@@ -149,6 +154,12 @@ class SessionsApplication:
             answer = _kept(made.kept, 201 if made.kept.is_new else 200)
             entries = tuple({**entry, **made.facts} for entry in answer.entries)
             return replace(answer, entries=entries)
+        if call.path == "/v1/tickets":
+            call.check_method("GET")
+            return _json(self._tickets.waiting(caller, _session(call)))
+        if ticket := _TICKET.fullmatch(call.path):
+            call.check_method("POST")
+            return self._of_ticket(caller, call, ticket[1])
         found = _SESSION.fullmatch(call.path)
         if found is None:
             raise CallRefused(
@@ -160,6 +171,18 @@ class SessionsApplication:
         call.check_method("GET")
         row = self._keeper.row_of(caller, name)
         return _json(getattr(self._reports, report)(row))
+
+    def _of_ticket(self, caller: Orchestrator, call: _Call, number: str) -> CallAnswer:
+        shown = self._tickets.answer(caller, number, parse_object(call.body()))
+        facts = {
+            "session": shown.session,
+            "number": shown.number,
+            "ticket": shown.ticket,
+            "state": shown.state,
+            "until": shown.until,
+            "by": shown.by,
+        }
+        return _json(shown, facts)
 
     def _of_all(self, caller: Orchestrator, call: _Call) -> CallAnswer:
         match call.method:
@@ -253,6 +276,13 @@ def _labels(asked: list[tuple[str, str]]) -> dict[str, str]:
             )
         labels[label] = wanted
     return labels
+
+
+def _session(call: _Call) -> str:
+    names = [name for _, name in call.parameters("session")]
+    if len(names) != 1:
+        raise CallRefused(ProblemCode.INVALID_QUERY, "expected one ?session=NAME")
+    return names[0]
 
 
 def _number(asked: list[tuple[str, str]], name: str, default: int) -> int:

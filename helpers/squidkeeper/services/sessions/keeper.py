@@ -50,6 +50,7 @@ from squidkeeper.services.sessions.problems import (
     pointer,
 )
 from squidkeeper.services.sessions.session_secrets import SessionSecrets
+from squidkeeper.serving.sessions.answers import StoredAnswer, with_answer
 from squidkeeper.serving.sessions.clock import TimeNow
 from squidkeeper.serving.sessions.store import (
     EXPIRED,
@@ -261,6 +262,37 @@ class SessionKeeper:
         with _told_store():
             self._store.sync()
         return ListTaken(sessions=taken, **ended.model_dump())
+
+    def numbered(self, caller: Orchestrator, number: int) -> SessionRow | None:
+        """Find an active session of the caller by its number."""
+        rows = (row for row in self._own(caller) if row.number == number)
+        return next(rows, None)
+
+    def answer(self, number: int, new: StoredAnswer) -> StoredAnswer:
+        """Keep an answer to a ticket of an active session; return the one that holds,
+        which may be an earlier one.
+        """
+        at = TimeNow.now()
+        with self._lock:
+            rows = (row for row in self._active.values() if row.number == number)
+            row = next(rows, None)
+            if row is None:
+                raise CallRefused(ProblemCode.NO_TICKET, "its session has ended")
+            found = next((one for one in row.answers if one.ticket == new.ticket), None)
+            if found is not None and not found.is_over(at):
+                if found.is_same(new):
+                    return found
+                raise CallRefused(
+                    ProblemCode.ANSWERED_OTHERWISE, f"{found.by} has answered it"
+                )
+            answers = with_answer(row.answers, new, at)
+            if answers is None:
+                raise CallRefused(
+                    ProblemCode.TOO_MANY_ANSWERS, "wait until an approval lapses"
+                )
+            with _told_store():
+                self._take(self._store.answer(number, answers))
+            return new
 
     # --- time -------------------------------------------------------------------------
 

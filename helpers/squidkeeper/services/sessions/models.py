@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from squidkeeper.base.errors import PatternError
+from squidkeeper.policy.language.approvals import ApprovalScope
 from squidkeeper.policy.language.hosts import parse_network
 from squidkeeper.policy.language.roles import LONGEST_TTL, SHORTEST_TTL, Role
 from squidkeeper.services.sessions.orchestrators import (
@@ -57,6 +58,7 @@ _VARIABLES_AT_MOST: Final = 32
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _PRINTABLE: Final = re.compile(r"[ -~]+")
 _IPV6_BITS: Final = (64, 128)
+_LINE_AT_MOST: Final = 200
 _ADDRESS_AT_MOST: Final = 60  # characters
 _OBJECT_EXPECTED: Final = 'an object, such as {"role": "coding-agent"}'
 _TIME: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
@@ -425,6 +427,66 @@ class SessionChange(_Body):
         default={}, description="New values of secrets; those of other names stay."
     )
     ttl: _Ttl | None = Field(default=None, description="How long it lives from now on.")
+
+
+def _valid(given: object) -> int:
+    seconds = _seconds(given)
+    if seconds is None or not 1 <= seconds <= LONGEST_TTL:
+        raise ValueError("expected a time of at most 30 days, such as 30m or 2h")
+    return seconds
+
+
+def _line(text: str) -> str:
+    if not text.isprintable() or len(text) > _LINE_AT_MOST:
+        raise ValueError(f"expected at most {_LINE_AT_MOST} printable characters")
+    return text
+
+
+_Line = Annotated[str, AfterValidator(_line)]
+
+
+class TicketAnswered(_Body):
+    """The answer to a ticket."""
+
+    decision: Literal["approve", "deny"]
+    valid: Annotated[
+        int | None,
+        BeforeValidator(lambda given: None if given is None else _valid(given)),
+        WithJsonSchema({"type": ["integer", "string"], "examples": ["30m", "2h"]}),
+    ] = Field(
+        default=None,
+        alias="for",
+        description="How long an approval holds, from now: needed with `approve`.",
+    )
+    by: _Line = Field(default="", description="Who answers, for the record.")
+    scope: Annotated[ApprovalScope, Field(strict=False)] = Field(
+        default=ApprovalScope.URL,
+        description="What is approved, by the method that was asked for.",
+    )
+    reason: _Line = Field(default="", description="Why it is denied, for the client.")
+
+
+class TicketShown(BaseModel):
+    """A ticket of a session."""
+
+    ticket: str
+    session: str
+    number: int
+    method: str
+    url: str
+    rule: str
+    times: int
+    first: str
+    last: str
+    state: Literal["pending", "approved", "denied"]
+    until: str | None = None
+    by: str | None = None
+
+
+class TicketList(BaseModel):
+    """The tickets of a session that wait."""
+
+    tickets: list[TicketShown]
 
 
 class SessionShown(BaseModel):

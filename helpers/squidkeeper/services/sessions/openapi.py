@@ -20,13 +20,30 @@ from squidkeeper.services.sessions.models import (
     SessionPage,
     SessionsEnded,
     SessionShown,
+    TicketAnswered,
+    TicketList,
+    TicketShown,
 )
 from squidkeeper.services.sessions.problems import TYPE
+from squidkeeper.serving.tickets.ticket import NUMBER
 
 _VERSION: Final = "3.1.0"
 _SCHEMA: Final = "#/components/schemas/{model}"
-_TAKEN: Final = (SessionAsked, ListedSession, SessionChange, ExchangeAsked)
-_SHOWN: Final = (SessionShown, SessionPage, SessionsEnded, ListTaken)
+_TAKEN: Final = (
+    SessionAsked,
+    ListedSession,
+    SessionChange,
+    ExchangeAsked,
+    TicketAnswered,
+)
+_SHOWN: Final = (
+    SessionShown,
+    SessionPage,
+    SessionsEnded,
+    ListTaken,
+    TicketList,
+    TicketShown,
+)
 _PROBLEM: Final = {
     "type": "object",
     "required": ["type", "title", "status", "code", "detail"],
@@ -64,6 +81,12 @@ _NAME: Final = {
     "in": "path",
     "required": True,
     "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+}
+_TICKET: Final = {
+    "name": "number",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": f"^{NUMBER.pattern}$"},
 }
 _IF_MATCH: Final = {
     "name": "If-Match",
@@ -124,6 +147,19 @@ def _paths() -> dict[str, Any]:
                 {201: SessionShown, 200: SessionShown},
                 taken="ExchangeAsked",
             )
+        },
+        "/v1/tickets": {
+            "get": _call(
+                "List the tickets of a session that wait.",
+                {200: TicketList},
+                [{**_NAME, "name": "session", "in": "query"}],
+            )
+        },
+        "/v1/tickets/{number}": {
+            "parameters": [_TICKET],
+            "post": _call(
+                "Answer a ticket.", {200: TicketShown}, taken="TicketAnswered"
+            ),
         },
         one: {
             "parameters": [_NAME],

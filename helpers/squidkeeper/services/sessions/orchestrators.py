@@ -95,6 +95,10 @@ class OrchestratorEntry(SettingsModel):
         default=(),
         description="The roles that it may give; without `identities` required.",
     )
+    approves: tuple[Annotated[str, _named("name of a role")], ...] = Field(
+        default=(),
+        description="The roles of whose sessions it answers tickets.",
+    )
     networks: _Networks | None = Field(
         default=None,
         description="Where its sessions may be; else in all session_networks of the policy.",
@@ -124,8 +128,8 @@ class SessionsFile(SettingsModel):
 
 @dataclass(frozen=True, slots=True)
 class Orchestrator:
-    """A program that may make sessions; `roles` and `networks`: None are all of the
-    policy.
+    """A program that may make sessions; `roles`, `networks` and `approves`: None are
+    all of the policy.
     """
 
     name: str
@@ -136,6 +140,11 @@ class Orchestrator:
     labels: tuple[str, ...] = ()
     sessions_at_most: int = _SESSIONS
     identities: Mapping[str, Identity] = field(default_factory=dict)
+    approves: frozenset[str] | None = None
+
+    def may_approve(self, role: str) -> bool:
+        """Whether it answers tickets of sessions of a role."""
+        return self.approves is None or role in self.approves
 
     def may_give(self, role: str) -> bool:
         """Whether its sessions may have a role."""
@@ -233,6 +242,7 @@ def _orchestrator(
         labels=entry.labels,
         sessions_at_most=entry.sessions,
         identities={one: known[one] for one in entry.identities},
+        approves=frozenset(entry.approves),
     )
 
 

@@ -23,6 +23,12 @@ class ProblemCode(StrEnum):
     TOKEN_REFUSED = "token-refused"  # noqa: S105 - a code
     NO_SUCH_CALL = "no-such-call"
     NO_SESSION = "no-session"
+    NO_TICKET = "no-ticket"
+    MAY_NOT_APPROVE = "may-not-approve"
+    ANSWERED_OTHERWISE = "answered-otherwise"
+    NOTHING_TO_ANSWER = "nothing-to-answer"
+    INVALID_ANSWER = "invalid-answer"
+    TOO_MANY_ANSWERS = "too-many-answers"
     WRONG_METHOD = "wrong-method"
     OTHER_CONTENT = "other-content"
     NAME_TAKEN = "name-taken"
@@ -52,6 +58,12 @@ _KINDS: Final[dict[ProblemCode, tuple[int, str]]] = {
     ProblemCode.TOKEN_REFUSED: (403, "The token opens no session"),
     ProblemCode.NO_SUCH_CALL: (404, "There is no such call"),
     ProblemCode.NO_SESSION: (404, "There is no such session"),
+    ProblemCode.NO_TICKET: (404, "There is no such ticket"),
+    ProblemCode.MAY_NOT_APPROVE: (403, "The orchestrator may not answer it"),
+    ProblemCode.ANSWERED_OTHERWISE: (409, "The ticket has another answer"),
+    ProblemCode.NOTHING_TO_ANSWER: (409, "The policy decides the request"),
+    ProblemCode.INVALID_ANSWER: (422, "The answer is not as it has to be"),
+    ProblemCode.TOO_MANY_ANSWERS: (429, "The session has too many answers"),
     ProblemCode.WRONG_METHOD: (405, "The call has other methods"),
     ProblemCode.OTHER_CONTENT: (409, "A session of this name has other content"),
     ProblemCode.NAME_TAKEN: (409, "The name is taken"),

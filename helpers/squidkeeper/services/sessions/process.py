@@ -36,6 +36,7 @@ from squidkeeper.services.sessions.problems import CallRefused, ProblemCode
 from squidkeeper.services.sessions.reports import LastDenials, QuotaUsage, effective
 from squidkeeper.services.sessions.server import bind, serve
 from squidkeeper.services.sessions.session_secrets import SessionSecrets
+from squidkeeper.services.sessions.tickets import SessionTickets
 from squidkeeper.serving.sessions.store import SessionRow, SessionStore
 
 SOCKET: Final = "api.sock"
@@ -99,6 +100,7 @@ def run_sessions(
         orchestrators,
         AuditLog(options.audit_log),
         _reports(options, lambda: _in_force(policy.current)),
+        SessionTickets(keeper, options.state, lambda: _in_force(policy.current)),
     )
     path = options.run / SOCKET
     server = serve(application, bind(path), orchestrators.may_connect)

@@ -18,12 +18,12 @@ from hmac import compare_digest
 from ipaddress import ip_network
 from pathlib import Path
 from sys import intern
-from typing import Final, TypeVar
-from urllib.parse import quote
+from typing import Final
 
 from squidkeeper.base.bounded_cache import BoundedCache
 from squidkeeper.base.client_network import client_network
 from squidkeeper.base.errors import InvalidUrl
+from squidkeeper.base.read_only_database import ReadOnlyDatabase
 from squidkeeper.policy.engine.compiled_policy import LOGIN_REFUSED
 from squidkeeper.policy.engine.sessions import SESSIONS_UNAVAILABLE, Refused, Stamp
 from squidkeeper.policy.language.model import TOKEN_ID_LENGTH
@@ -40,13 +40,8 @@ from squidkeeper.serving.sessions.clock import TimeNow
 from squidkeeper.serving.sessions.counter import MappedCounter
 from squidkeeper.serving.sessions.store import FILE, ROWS, SessionRow, session_row
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.5
-_WAIT_SECONDS: Final = 0.2  # for a service that repairs the file at its start
-_TRIES: Final = 3
-_CACHE_KB: Final = 200  # of pages
 FAULTS: Final = (sqlite3.Error, OSError, ValueError, TypeError, AttributeError)
 _UNAVAILABLE: Final = Refused(
     SESSIONS_UNAVAILABLE,
@@ -101,7 +96,7 @@ class SessionIndex:
     def __init__(self, folder: Path, now: Callable[[], TimeNow] = TimeNow.now) -> None:
         self._folder = folder
         self._now = now
-        self._file = SessionFile(folder / FILE)
+        self._file = ReadOnlyDatabase(folder / FILE)
         self._counter: MappedCounter | None = None
         self._counts: list[int] | memoryview[int] = _NO_COUNT
         self._seen = -1
@@ -334,67 +329,6 @@ class SessionIndex:
         clocks = ((self._ends, at.wall), (self._boot_ends, at.since_boot))
         ends = (first[0][0] - now for first, now in clocks if first)
         return max(0.0, min((_LOOK_SECONDS, *ends)))
-
-
-class SessionFile:
-    """The file of sessions, which is never written here.
-
-    Beside the service, and after it was killed, the file is open with its `-wal`. After
-    a clean end there is none, and SQLite takes the file as one that nobody changes.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._wal = file.with_name(f"{file.name}-wal")
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0  # of the file that is open
-
-    def read(self, take: Callable[[sqlite3.Connection], T]) -> T:
-        """Have `take` read one state of the file.
-
-        The service may start or end meanwhile, so it is tried again.
-        """
-        for _ in range(_TRIES - 1):
-            try:
-                return self._read(take)
-            except sqlite3.OperationalError:
-                self.close()
-        return self._read(take)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _read(self, take: Callable[[sqlite3.Connection], T]) -> T:
-        inode, is_unused = self._file.stat().st_ino, not self._wal.exists()
-        if is_unused or inode != self._inode:
-            self.close()
-        if self._connection is None:
-            self._connection, self._inode = self._open(is_unused), inode
-            self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
-        database = self._connection
-        database.execute("BEGIN")
-        try:
-            taken = take(database)
-        finally:
-            database.execute("ROLLBACK")
-        if is_unused:
-            self.close()
-        if is_unused and self._wal.exists():
-            raise sqlite3.OperationalError("the service has just started")
-        return taken
-
-    def _open(self, is_unused: bool) -> sqlite3.Connection:
-        how = "immutable=1" if is_unused else "readonly_shm=1"
-        return sqlite3.connect(
-            f"file:{quote(str(self._file))}?mode=ro&{how}",
-            uri=True,
-            timeout=_WAIT_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
 
 
 def _marks(database: sqlite3.Connection) -> tuple[int, int, int]:

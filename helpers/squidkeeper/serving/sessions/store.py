@@ -236,7 +236,6 @@ class SessionStore:
                 _set(database, row.number, change=_next_change(database))
             return [_active(database, row.number) for row in rows]
 
-
     def answer(self, number: int, answers: tuple[StoredAnswer, ...]) -> SessionRow:
         """Keep the answers to the tickets of an active session, else `SessionGone`."""
         with self._changing() as database:

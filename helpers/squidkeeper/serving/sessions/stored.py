@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.base.errors import UnreadableSessions
-from squidkeeper.serving.sessions.index import FAULTS, SessionFile
+from squidkeeper.base.read_only_database import ReadOnlyDatabase
+from squidkeeper.serving.sessions.index import FAULTS
 from squidkeeper.serving.sessions.store import COLUMNS, FILE, SessionRow, session_row
 
 _LAST: Final = (
@@ -24,7 +25,7 @@ def last_session(folder: Path, given: str) -> SessionRow | None:
     """
     number = int(given) if given.isascii() and given.isdecimal() else -1
     number = number if number <= _LARGEST else -1
-    file = SessionFile(folder / FILE)
+    file = ReadOnlyDatabase(folder / FILE)
     try:
         row = file.read(
             lambda database: database.execute(_LAST, (given, number, number)).fetchone()

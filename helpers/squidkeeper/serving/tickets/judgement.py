@@ -28,6 +28,15 @@ def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
     """Return the ticket of a row; None where no helper writes such a row, or its number
     is another question's.
     """
+    ticket = well_formed_ticket(row)
+    is_own = ticket is not None and ticket.number == ticket_number(key, ticket.asked)
+    return ticket if is_own else None
+
+
+def well_formed_ticket(row: Mapping[str, object]) -> Ticket | None:
+    """Return the ticket of a row, without the key of the numbers; None where no helper
+    writes such a row.
+    """
     try:
         ticket = msgspec.convert(row, Ticket)
         parse_address(ticket.client)
@@ -44,10 +53,7 @@ def sound_ticket(row: Mapping[str, object], key: bytes) -> Ticket | None:
         OSError,
     ):
         return None
-    is_own = NUMBER.fullmatch(ticket.number) and ticket.number == ticket_number(
-        key, ticket.asked
-    )
-    return ticket if is_own else None
+    return ticket if NUMBER.fullmatch(ticket.number) else None
 
 
 FindSession = Callable[[int], Session | None]  # an active one, by its number

@@ -272,8 +272,7 @@ class TicketStore:
         if not self.exists:
             return []
         with self._database.opened() as database:
-            query = f"SELECT {_COLUMNS} FROM tickets WHERE {condition}"  # noqa: S608 - the conditions of this module
-            return [_ticket(row) for row in database.execute(query, values)]
+            return select_tickets(database, condition, *values)
 
     def _prepare(self) -> None:
         """Read the key, and make the file with its mode, which SQLite gives to those
@@ -282,6 +281,14 @@ class TicketStore:
         self._key = ticket_key(self._folder / "key")
         with suppress(FileExistsError), self._file.open("xb") as file:
             os.fchmod(file.fileno(), _FILE_MODE)
+
+
+def select_tickets(
+    database: sqlite3.Connection, condition: str, *values: object
+) -> list[Ticket]:
+    """Read tickets; `condition` is the program's own."""
+    query = f"SELECT {_COLUMNS} FROM tickets WHERE {condition}"  # noqa: S608 - no values
+    return [_ticket(row) for row in database.execute(query, values)]
 
 
 def _is_asked_again(database: sqlite3.Connection, number: str, at: float) -> bool:
