@@ -21,7 +21,6 @@ from .origin import Origins, Stream
 from .raw import Raw, tunnel
 from .reply import parse_head
 from .session_service import Service
-from .test_ask import ticket_of
 
 VM, OTHER = "127.0.0.13", "127.0.0.12"
 SECRET, NEW_SECRET, OTHERS_SECRET = (
@@ -40,7 +39,6 @@ rules:
   - {name: read, action: allow, clients: [agent, writer, office], hosts: [docs.example]}
   - {name: write, action: allow, clients: [writer], hosts: [upload.example]}
   - {name: few, action: allow, clients: [agent], hosts: [few.example]}
-  - {name: asked, action: ask, clients: [writer], hosts: [ask.example]}
 secrets: {key: {session: true, hosts: [git.example]}}
 credentials:
   - {name: git, clients: [agent], hosts: [git.example], paths: ["/{session.repo}/**"], bearer: key}
@@ -299,36 +297,3 @@ def test_no_log_and_no_audit_has_a_value_of_a_secret(service: Service) -> None:
     assert len(texts) > 3
     for value in (SECRET, NEW_SECRET, OTHERS_SECRET):
         assert not any(value.encode() in text for text in texts)
-
-
-def test_what_was_approved_for_a_session_is_none_of_its_successor(
-    gateway: Gateway, service: Service, origins: Origins
-) -> None:
-    url, name = "https://ask.example/x", "asks"
-    body = {"role": "writer", "address": VM}
-    service.call("PUT", f"/v1/sessions/{name}", body)
-    reply = denied(gateway, origins, url, "asked", client=VM)
-    ticket = ticket_of(reply)
-    page = f"http://squidkeeper.internal/tickets/{ticket}"
-    assert state_of(gateway, page) == "pending"
-    assert state_of(gateway, page, OTHER) is None
-    waiting = service.call("GET", f"/v1/tickets?session={name}").body["tickets"]
-    assert [one["ticket"] for one in waiting] == [ticket]
-    given = {"decision": "approve", "for": "1h", "by": "ann"}
-    approved = service.call("POST", f"/v1/tickets/{ticket}", given)
-    assert approved.status == 200, approved
-    allowed(gateway, origins, url, "session-approval", client=VM)
-    assert state_of(gateway, page) == "approved"
-    service.call("DELETE", f"/v1/sessions/{name}")
-    service.call("PUT", f"/v1/sessions/{name}", body)
-    assert state_of(gateway, page) is None
-    again = denied(gateway, origins, url, "asked", client=VM)
-    assert ticket_of(again) != ticket
-    assert state_of(gateway, page) is None
-    assert service.call("POST", f"/v1/tickets/{ticket}", given).status == 404
-    service.call("DELETE", f"/v1/sessions/{name}")
-
-
-def state_of(gateway: Gateway, page: str, client: str = VM) -> object:
-    reply = curl(gateway, page, client=client)
-    return json.loads(reply.body)["state"] if reply.status == 200 else None

@@ -4,6 +4,7 @@ its beginning to its end.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,8 @@ from hashlib import sha256
 import pytest
 
 from squidkeeper.base.places import sessions_folder
+from squidkeeper.serving.sessions.answers import StoredAnswer
+from squidkeeper.serving.sessions.clock import TimeNow
 from squidkeeper.serving.sessions.store import (
     FILE,
     NewSession,
@@ -26,9 +29,11 @@ from .gateway import Gateway, NewGateway
 from .origin import Origins
 from .raw import tunnel
 from .reply import Reply
+from .test_ask import ticket_of
 
 TOKEN = "token-of-a-session-of-this-test-01"
 ONE, TWO, VM, OUTSIDE = "127.0.0.11", "127.0.0.12", "127.0.0.13", "127.0.0.1"
+OTHER_VM = "127.0.0.14"
 POLICY = """
 version: 1
 session_networks: [127.0.0.8/29]
@@ -43,6 +48,7 @@ rules:
   - {name: read, action: allow, clients: [reader, writer, office], hosts: [docs.example]}
   - {name: write, action: allow, clients: [writer], hosts: [upload.example], methods: [POST, GET]}
   - {name: office, action: allow, clients: [office], hosts: [office.example]}
+  - {name: asked, action: ask, clients: [reader], hosts: [ask.example]}
 secrets: {key: {file: secrets/key}}
 credentials:
   - {name: git, clients: [agent], hosts: [git.example], paths: ["/{session.repo}/**"], bearer: key}
@@ -274,3 +280,46 @@ def test_an_edit_that_removes_a_role_denies_its_sessions_and_says_why(
     gateway.write("policy.yaml", POLICY)
     gateway.settle()
     allowed(gateway, origins, "http://docs.example/", "read", client=ONE)
+
+
+def test_what_was_approved_for_a_session_is_none_of_its_successor(
+    gateway: Gateway, sessions: Sessions, origins: Origins
+) -> None:
+    url, row = "https://ask.example/x", sessions.begin(VM)
+    sessions.begin(OTHER_VM)
+    ticket = ticket_of(denied(gateway, origins, url, "asked", client=VM))
+    page = f"http://squidkeeper.internal/tickets/{ticket}"
+    secure = page.replace("http:", "https:")
+    assert state_of(gateway, page) == state_of(gateway, secure) == "pending"
+    assert state_of(gateway, page, OTHER_VM) is None
+    sessions.store.answer(row.number, (approval(ticket, url),))
+    allowed(gateway, origins, url, "session-approval", client=VM)
+    assert state_of(gateway, page) == "approved"
+    denied(gateway, origins, url, "asked", client=OTHER_VM)
+    sessions.store.end(row.number, "deleted")
+    pause(2.5, "which the service waits before it gives an address again")
+    sessions.begin(VM)
+    assert state_of(gateway, page) is None
+    again = denied(gateway, origins, url, "asked", client=VM)
+    assert ticket_of(again) != ticket
+    assert state_of(gateway, page) is None
+
+
+def approval(ticket: str, url: str) -> StoredAnswer:
+    at = TimeNow.now()
+    return StoredAnswer(
+        ticket=ticket,
+        approved=True,
+        by="test",
+        at=at.wall,
+        method="GET",
+        url=url,
+        seconds=600,
+        boot=at.boot,
+        since_boot=at.since_boot,
+    )
+
+
+def state_of(gateway: Gateway, page: str, client: str = VM) -> object:
+    reply = curl(gateway, page, client=client)
+    return json.loads(reply.body)["state"] if reply.status == 200 else None

@@ -8,11 +8,10 @@ from typing import Final
 from squidkeeper.base.errors import UnreadableSessions
 from squidkeeper.base.read_only_database import ReadOnlyDatabase
 from squidkeeper.serving.sessions.index import FAULTS
-from squidkeeper.serving.sessions.store import COLUMNS, FILE, SessionRow, session_row
+from squidkeeper.serving.sessions.store import FILE, ROWS, SessionRow, session_row
 
 _LAST: Final = (
-    f"SELECT {COLUMNS} FROM sessions WHERE name = ? OR number = ?"  # noqa: S608 - of this program
-    " ORDER BY number = ? DESC, number DESC LIMIT 1"
+    f"{ROWS} WHERE name = ? OR number = ? ORDER BY number = ? DESC, number DESC LIMIT 1"
 )
 _LARGEST: Final = 2**63 - 1
 
