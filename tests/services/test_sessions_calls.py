@@ -767,6 +767,8 @@ def test_the_document_of_the_calls_is_made_of_the_models(service: Service) -> No
         "/v1/sessions/{name}/effective",
         "/v1/sessions/{name}/usage",
         "/v1/sessions/{name}/requests",
+        "/v1/tickets",
+        "/v1/tickets/{number}",
     }
     schemas = document["components"]["schemas"]
     assert {*schemas["SessionAsked"]["properties"]} == {
@@ -784,7 +786,7 @@ def test_what_a_session_may_reach_has_its_values(service: Service) -> None:
     rules = {rule["name"]: rule for rule in told["rules"]}
     assert rules["clone"]["paths"] == ["/acme/app/**"]
     assert rules["docs"]["hosts"] == ["a.example", "b.example"]
-    assert [*rules] == ["clone", "docs"], "and none of others"
+    assert [*rules] == ["clone", "docs", "asked"], "and none of others"
     assert [one["name"] for one in told["credentials"]] == ["git"]
     usage = service.get("vm/usage").body["quotas"]
     assert [(one["quota"], one["limit"], one["used"]) for one in usage] == [
@@ -856,7 +858,7 @@ def test_an_edit_of_the_settings_holds_and_a_faulty_one_does_not(
     assert service.put("two", asked, OTHER_UID).status == 201, "the last good one"
     wait_for(lambda: "is faulty, and the last good one goes on" in service.told())
     assert (
-        "sessions.yaml:10:15: 'sessions' is 'two', expected a number" in service.told()
+        "sessions.yaml:11:15: 'sessions' is 'two', expected a number" in service.told()
     )
     service.settings.write_text(SETTINGS.replace("sessions: 2", "sessions: 3"))
     assert service.put("three", asked, OTHER_UID).status == 201
