@@ -24,7 +24,6 @@ from squidkeeper.change.approvals import remove_grant
 from squidkeeper.change.approvals.answers import Approval, approve_ticket, deny_ticket
 from squidkeeper.change.approvals.decisions import DecisionLog
 from squidkeeper.change.approvals.scopes import (
-    ApprovalScope,
     approved_fields,
     clients_that_asked,
     reach,
@@ -37,6 +36,7 @@ from squidkeeper.change.approvals.waiting import (
 from squidkeeper.cli import main
 from squidkeeper.policy.engine.own_host import _PATH
 from squidkeeper.policy.grant_uses import GrantUses
+from squidkeeper.policy.language.approvals import ApprovalScope
 from squidkeeper.policy.policy_store.loading import load
 from squidkeeper.policy.policy_store.revisions import store_revision
 from squidkeeper.policy.policy_store.sources import read_sources
@@ -170,7 +170,8 @@ def changed(state: Path, number: str, change: str) -> None:
         with store._database.opened() as database:
             database.execute(f"UPDATE tickets SET {change} WHERE number = ?", (number,))
             query = "SELECT client, user, method, url FROM tickets WHERE number = ?"
-            row = AskedRequest(*map(str, database.execute(query, (number,)).fetchone()))
+            client, user, method, url = database.execute(query, (number,)).fetchone()
+            row = AskedRequest(client, user, method, url)
             database.execute(
                 "UPDATE tickets SET number = ? WHERE number = ?",
                 (ticket_number(key, row), number),

@@ -985,7 +985,7 @@ def asked(
     return given
 
 
-def answer(service: Service, ticket: str, uid: int = 0, **body: object) -> Answered:
+def answer(service: Service, ticket: str, uid: int = 0, /, **body: object) -> Answered:
     return service.call("POST", f"/v1/tickets/{ticket}", body, uid=uid)
 
 

@@ -77,6 +77,12 @@ class Gateway:
     def ticket(self, url: str = URL, client: str = VM) -> str:
         return dict(self.ask(url, client).annotations)["ticket_"]
 
+    def look(self) -> None:
+        """Read the sessions again, as a helper does twice a second."""
+        assert self.policy.sessions is not None
+        assert isinstance(self.policy.sessions.active, SessionIndex)
+        self.policy.sessions.active._look()
+
     def page(self, ticket: str, client: str = VM) -> object:
         url = f"http://squidkeeper.internal/tickets/{ticket}"
         line = f"{client} - GET http squidkeeper.internal 80 - - -".encode()
@@ -165,7 +171,7 @@ def test_an_approval_lapses_though_no_service_ends_it(gateway: Gateway) -> None:
     gateway.answer(number, ticket)
     assert verdict(gateway.ask()) == "session-approval"
     gateway.clock.set(wall=START.wall + 601)
-    gateway.policy.sessions.active._look()
+    gateway.look()
     assert gateway.page(ticket) == "lapsed"
     assert verdict(gateway.ask()) == "asked"
     gateway.clock.set(wall=START.wall)
@@ -176,7 +182,7 @@ def test_an_approval_lapses_by_its_age_too(gateway: Gateway) -> None:
     number = gateway.begin()
     gateway.answer(number, gateway.ticket())
     gateway.clock.set(wall=START.wall - 5_000, since_boot=START.since_boot + 601)
-    gateway.policy.sessions.active._look()
+    gateway.look()
     assert verdict(gateway.ask()) == "asked"
 
 
@@ -253,9 +259,12 @@ def test_the_tickets_of_a_session_leave_with_it(tmp_path: Path) -> None:
 
 
 def test_the_answers_of_a_session_are_bounded() -> None:
-    clock, kept = Clock(), ()
+    clock = Clock()
+    kept: tuple[StoredAnswer, ...] | None = ()
     for n in range(ANSWERS_AT_MOST):
+        assert kept is not None
         kept = with_answer(kept, replace(approval(f"a{n}", clock), at=n + 1e9), START)
+    assert kept is not None
     assert len(kept) == ANSWERS_AT_MOST
     late = replace(approval("late", clock), approved=False)
     kept = with_answer(kept, late, START)  # what has lapsed leaves

@@ -182,7 +182,7 @@ class SessionsApplication:
             "until": shown.until,
             "by": shown.by,
         }
-        return _json(shown, facts)
+        return _json(shown, [facts])
 
     def _of_all(self, caller: Orchestrator, call: _Call) -> CallAnswer:
         match call.method:
