@@ -170,7 +170,8 @@ def changed(state: Path, number: str, change: str) -> None:
         with store._database.opened() as database:
             database.execute(f"UPDATE tickets SET {change} WHERE number = ?", (number,))
             query = "SELECT client, user, method, url FROM tickets WHERE number = ?"
-            client, user, method, url = database.execute(query, (number,)).fetchone()
+            found = database.execute(query, (number,)).fetchone()
+            client, user, method, url = map(str, found)
             row = AskedRequest(client, user, method, url)
             database.execute(
                 "UPDATE tickets SET number = ? WHERE number = ?",

@@ -145,7 +145,9 @@ def test_what_an_invalid_session_may_reach_says_what_is_missing(
 
 def test_what_a_session_of_no_role_may_reach_says_so(service: Service) -> None:
     service.put("vm", {"role": "plain"})
-    edit(service, "  plain: {ttl: 1h}\n", "")
+    without = POLICY.replace("  plain: {ttl: 1h}\n", "").replace(", plain]", "]")
+    write_policy(service.policy, without.replace("[plain]", "[third]"))
+    service.publish()
     wait_for(lambda: service.get("vm").body["state"] == "invalid", "the edit")
     told = service.get("vm/effective").body
     assert (told["denied_by"], told["default"]) == ("session-invalid", "deny")

@@ -82,17 +82,17 @@ URLS = [
 HELPERS = {
     "acl --scope host": (
         [f"{n} {line} -" for n, line in enumerate(NINE)],
-        68_500,
-        68_500,
+        69_000,
+        69_000,
     ),
     "acl --scope request": (
         [f"{n} {line} -" for n, line in enumerate(URLS)],
-        68_500,
+        69_000,
         91_000,
     ),
     "rewrite": (
         [f"https://{h}/simple/x {n}" for h, n in zip(HOSTS, NINE, strict=True)],
-        70_500,
+        71_000,
         79_000,
     ),
     "credential": ([f"{n} {line} - -" for n, line in enumerate(URLS)], 76_500, 85_000),

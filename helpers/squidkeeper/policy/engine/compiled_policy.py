@@ -248,13 +248,11 @@ class CompiledPolicy:
         """Look up all that needs no URL and no clock."""
         if isinstance(request, Malformed):
             return _denied(request, deny(request.rule, request.reason))
-        own = decide_own_host(request)
-        if own is not None:
-            return _denied(request, own)
+        own, refused = decide_own_host(request), None
         if self.sessions is not None or request.session is not None:
             request, refused = self._of_session(request)
-            if refused is not None:
-                return _denied(request, refused)
+        if (denial := own or refused) is not None:
+            return _denied(request, denial)
         refused, lapses = self._check_login(request)
         if refused is not None:
             return _denied(request, refused)
