@@ -37,11 +37,11 @@ main()
 """
 STEPS = (
     "generations.sync_below",
-    "addition.check_generation",
+    "part_additions.check_generation",
     "serving_squid.put_in_force",
     "serving_squid._reconfigure",
     "serving_squid.is_open",
-    "addition.outdated",
+    "part_additions.outdated",
 )
 
 
