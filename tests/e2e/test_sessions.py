@@ -265,6 +265,7 @@ def test_an_edit_that_removes_a_role_denies_its_sessions_and_says_why(
     sessions.begin(TWO, "agent", "acme/two")
     allowed(gateway, origins, "http://docs.example/", "read", client=ONE)
     without = POLICY.replace("  reader: {ttl: 1h}\n", "").replace("[reader, ", "[")
+    without = without.replace("[reader]", "[writer]")
     gateway.write("policy.yaml", without)
     gateway.settle()
 

@@ -34,7 +34,7 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts 
     "doctor": (),
     "drain": (),
     "env": ("--policy",),
-    "explain": ("--policy", "--fragment"),
+    "explain": ("--policy", "--state", "--fragment"),
     "log": ("--policy", "--state", FILES),
     "pull": ("--policy", "--state", "--config", "--folder"),
     "quota": ("--policy", "--state"),
