@@ -82,7 +82,9 @@ def test_a_session_that_the_policy_does_not_know_any_longer_is_denied(
     found = explained(gateway, "--session", "vm-7", "GET", APP)
     assert found.exit_code == 1
     assert "rule         session-invalid" in found.stdout
-    assert "The role agent no longer takes what the session vm-7 was given" in found.stdout
+    assert (
+        "The role agent no longer takes what the session vm-7 was given" in found.stdout
+    )
 
 
 def test_a_record_is_explained_by_its_own_session(gateway: RecordedGateway) -> None:
